@@ -1,0 +1,1 @@
+"""The command-line app of collimate-3d."""

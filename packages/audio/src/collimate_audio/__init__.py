@@ -1,0 +1,1 @@
+"""Audio methods: BEATs with its tokenizer iterations, audio-text contrast."""

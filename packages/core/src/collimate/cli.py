@@ -1,0 +1,109 @@
+"""The `collimate` command: finds the verb, and only then imports what it needs.
+
+`collimate`, `collimate --help`, `collimate <app> --help` and `collimate list` import no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from collimate import __version__
+from collimate.app import DATA_VERBS, App, Verb, installed_apps
+
+TOP_VERBS: Mapping[str, Verb] = {
+    "list": Verb("collimate.inventory:show", "show methods, recipes, encoders and losses"),
+    "doctor": Verb("collimate.doctor:doctor", "tell what is installed, what works, and what to do about the rest"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; the exit status is 0, 1 for a failure, 2 for a wrong command."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    apps = installed_apps()
+    parser = top_parser(apps)
+    if not arguments:
+        parser.print_help()
+        return
+    # What follows the verb belongs to the verb's own parser, so only the words up to it are parsed here.
+    depth = 1 if arguments[0] in TOP_VERBS or arguments[0] == "completion" else 2
+    head, rest = arguments[:depth], arguments[depth:]
+    if arguments[0] == "completion":
+        head, rest = arguments, []
+    options = parser.parse_args(head)
+    if options.group == "completion":
+        import shtab
+
+        print(shtab.complete(parser, shell=options.shell))
+        return
+    if options.group in TOP_VERBS:
+        _guarded(TOP_VERBS[options.group], rest, f"collimate {options.group}", None)
+    elif options.verb is None:
+        parser.parse_args([options.group, "--help"])
+    else:
+        app = apps.get(options.group)
+        verbs = DATA_VERBS if app is None else app.all_verbs
+        _guarded(verbs[options.verb], rest, f"collimate {options.group} {options.verb}", app)
+
+
+def top_parser(apps: Mapping[str, App]) -> argparse.ArgumentParser:
+    """The parser of the words up to the verb; shell completion is made from it too."""
+    parser = argparse.ArgumentParser(
+        prog="collimate",
+        description="Train, evaluate and export multimodal contrastive models.",
+        epilog="`collimate <app> --help` lists an app's verbs, `collimate <app> <verb> --help` a verb's options.",
+    )
+    parser.add_argument("--version", action="version", version=f"collimate {__version__}")
+    groups = parser.add_subparsers(dest="group", metavar="<app or command>")
+    for app in apps.values():
+        _add_verbs(groups.add_parser(app.name, help=app.summary, description=app.summary), app.all_verbs)
+    data = groups.add_parser("data", help="make, index, inspect and check data sets")
+    _add_verbs(data, DATA_VERBS)
+    for name, verb in TOP_VERBS.items():
+        groups.add_parser(name, help=verb.summary, add_help=False)
+    completion = groups.add_parser("completion", help="print a shell completion script")
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    return parser
+
+
+def _add_verbs(parser: argparse.ArgumentParser, verbs: Mapping[str, Verb]) -> None:
+    subparsers = parser.add_subparsers(dest="verb", metavar="<verb>")
+    for name, verb in verbs.items():
+        subparsers.add_parser(name, help=verb.summary, add_help=False)
+
+
+def _guarded(verb: Verb, arguments: list[str], program: str, app: App | None) -> None:
+    """Run a verb; a foreseeable failure prints its message alone, anything else its traceback too."""
+    try:
+        run(verb, arguments, program, app)
+    except KeyboardInterrupt:
+        _fail("stopped.", 130)
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        if os.environ.get("COLLIMATE_TRACEBACK") or not str(error):
+            raise
+        _fail(f"{error}\n(Set COLLIMATE_TRACEBACK=1 to see where this was raised.)", 1)
+
+
+def run(verb: Verb, arguments: list[str], program: str, app: App | None) -> Any:
+    """Import the verb's function and call it with the options that its signature declares."""
+    module, _, name = verb.target.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    if "arguments" in inspect.signature(function).parameters:  # parses its own, as training does
+        return function(arguments, program=program, app=app)
+    from jsonargparse import auto_cli
+
+    from collimate.arguments import Parser
+
+    return auto_cli(
+        function, args=arguments, prog=program, as_positional=False, allow_abbrev=False, parser_class=Parser
+    )
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    print(f"collimate: {message}", file=sys.stderr)
+    raise SystemExit(status)

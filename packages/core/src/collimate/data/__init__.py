@@ -1,0 +1,62 @@
+"""Sources of samples, mixtures of them, and the loaders that resume exactly.
+
+What needs torch is imported when it is first used, so that `collimate data` answers at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from collimate.data.folders import FolderSource
+from collimate.data.hugging_face import HuggingFaceSource
+from collimate.data.mixture import Mixture
+from collimate.data.opening import open_source
+from collimate.data.order import Permutation, ShardOrder
+from collimate.data.shards import ShardSource
+from collimate.data.source import CorruptSample, Sample, Source, class_names
+from collimate.data.tables import TableSource
+
+if TYPE_CHECKING:
+    from collimate.data.loading import EvalLoader, TooManyCorruptSamples, TrainLoader
+    from collimate.data.module import DataModule
+    from collimate.data.preparation import Augmentation, Preparation, TrainingPreparation
+    from collimate.data.transforms import ImageAugmentation
+
+__all__ = [
+    "Augmentation",
+    "CorruptSample",
+    "DataModule",
+    "EvalLoader",
+    "FolderSource",
+    "HuggingFaceSource",
+    "ImageAugmentation",
+    "Mixture",
+    "Permutation",
+    "Preparation",
+    "Sample",
+    "ShardOrder",
+    "ShardSource",
+    "Source",
+    "TableSource",
+    "TooManyCorruptSamples",
+    "TrainLoader",
+    "TrainingPreparation",
+    "class_names",
+    "open_source",
+]
+
+_LATE = {
+    "Augmentation": "preparation",
+    "DataModule": "module",
+    "EvalLoader": "loading",
+    "ImageAugmentation": "transforms",
+    "Preparation": "preparation",
+    "TooManyCorruptSamples": "loading",
+    "TrainLoader": "loading",
+    "TrainingPreparation": "preparation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATE:
+        return getattr(import_module(f"collimate.data.{_LATE[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

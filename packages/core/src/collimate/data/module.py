@@ -1,0 +1,144 @@
+"""The data of a training run, as a recipe states it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+
+from collimate import distributed
+from collimate.data.loading import EvalLoader, TrainLoader
+from collimate.data.mixture import Mixture
+from collimate.data.opening import open_source
+from collimate.data.preparation import Augmentation, TrainingPreparation
+from collimate.data.source import Source
+from collimate.data.transforms import ImageAugmentation
+from collimate.processing import ImageProcessor, Processor
+
+
+class DataModule(LightningDataModule):
+    """Training and validation data.
+
+    The method's own processors turn samples into tensors, so that the preprocessing is that of the checkpoint. The
+    place in the stream is saved with every Lightning checkpoint.
+
+    Args:
+        train: what to train on, as `open_source` takes it: `data/manifest.jsonl?split=train`; or several, each with its
+            weight in the mixture: `{shards/{000..099}.tar: 3, world:train: 1}`; or a source.
+        val: what to validate on, or None.
+        batch_size: samples of each rank in a step; instead of it, `global_batch_size` for all ranks together.
+        num_workers: loading processes of each rank.
+        seed: of shuffling, mixing and augmentation.
+        epoch_samples: samples in a virtual epoch; those of all training sources together if None.
+        augmentations: modality -> its training transform. If None, `ImageAugmentation`, CLIP's slight random crop, for
+            pictures; `{}` for none at all.
+        val_batch_size: samples of each rank in a validation step; as in training if None.
+        val_limit: validate on at most so many samples.
+        max_corrupt_rate: the share of corrupt samples at which the run stops.
+        fields: modality -> keys of a sample in which it lies, where they are not the usual ones.
+        prefetch: batches that each worker prepares ahead.
+        start_method: of the workers: fork, spawn or forkserver; the platform's if None.
+    """
+
+    def __init__(
+        self,
+        train: str | dict[str, float] | Source | None = None,
+        val: str | Source | None = None,
+        batch_size: int = 64,
+        global_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        epoch_samples: int | None = None,
+        augmentations: dict[str, Augmentation] | None = None,
+        val_batch_size: int | None = None,
+        val_limit: int | None = None,
+        max_corrupt_rate: float = 0.01,
+        fields: dict[str, list[str]] | None = None,
+        prefetch: int = 2,
+        start_method: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.train, self.val, self.seed = train, val, seed
+        self.batch_size, self.global_batch_size = batch_size, global_batch_size
+        self.num_workers, self.prefetch, self.start_method = num_workers, prefetch, start_method
+        self.epoch_samples, self.val_batch_size, self.val_limit = epoch_samples, val_batch_size, val_limit
+        self.augmentations, self.max_corrupt_rate, self.fields = augmentations, max_corrupt_rate, fields
+        self._loader: TrainLoader | None = None
+
+    @property
+    def processors(self) -> dict[str, Processor]:
+        """The method's, by modality."""
+        assert self.trainer is not None
+        return self.trainer.lightning_module.processors  # type: ignore[return-value]
+
+    def mixture(self) -> Mixture:
+        """The training stream.
+
+        Raises:
+            ValueError: there is nothing to train on.
+        """
+        if self.train is None:
+            raise ValueError("There is nothing to train on: set data.train to a table, folder, shards or source.")
+        if isinstance(self.train, Mapping):
+            return Mixture([open_source(spec) for spec in self.train], list(self.train.values()), self.seed)
+        return Mixture([open_source(self.train)], None, self.seed)
+
+    def train_dataloader(self) -> TrainLoader:
+        mixture, ranks = self.mixture(), distributed.world_size()
+        size = rank_batch_size(self.batch_size, self.global_batch_size, ranks)
+        samples = self.epoch_samples or len(mixture)
+        steps = max(1, samples // (size * ranks))
+        augmentations: Mapping[str, Augmentation] | None = self.augmentations
+        if augmentations is None:
+            pictures = [name for name, processor in self.processors.items() if isinstance(processor, ImageProcessor)]
+            augmentations = dict.fromkeys(pictures, ImageAugmentation())
+        sources = ", ".join(f"{source.name} ({len(source)})" for source in mixture.sources)
+        rank_zero_info(
+            f"Training on {sources}: {steps} steps of {ranks} x {size} samples an epoch, "
+            f"{len(mixture) / (size * ranks):.1f} steps for each sample once."
+        )
+        self._loader = TrainLoader(
+            mixture,
+            TrainingPreparation(self.processors, self.fields, augmentations),
+            size,
+            steps,
+            self.num_workers,
+            self.max_corrupt_rate,
+            prefetch=self.prefetch,
+            start_method=self.start_method,
+        )
+        return self._loader
+
+    def teardown(self, stage: str) -> None:
+        if self._loader is not None:
+            self._loader.close()  # left to the garbage collector, each worker would be waited for in vain
+
+    def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
+        if self.val is None:
+            return []
+        size = rank_batch_size(self.batch_size, self.global_batch_size, distributed.world_size())
+        return EvalLoader(
+            open_source(self.val),
+            self.processors,
+            self.val_batch_size or size,
+            self.num_workers,
+            fields=self.fields,
+            limit=self.val_limit,
+            max_corrupt_rate=self.max_corrupt_rate,
+            prefetch=self.prefetch,
+            start_method=self.start_method,
+        )
+
+
+def rank_batch_size(batch_size: int, global_batch_size: int | None, ranks: int) -> int:
+    """Samples of each rank in a step.
+
+    Raises:
+        ValueError: the global batch cannot be shared out evenly.
+    """
+    if global_batch_size is None:
+        return batch_size
+    if global_batch_size % ranks:
+        raise ValueError(f"A global batch of {global_batch_size} cannot be shared out evenly over {ranks} ranks.")
+    return global_batch_size // ranks

@@ -1,0 +1,183 @@
+"""Tables of files and captions: CSV, TSV and JSON lines."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collimate.data.files import FileReader
+from collimate.data.shards import read_class_names
+from collimate.data.source import CorruptSample, Sample, Source
+
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "file": ("file", "image", "path", "filepath", "file_path", "filename", "image_path", "audio", "video"),
+    "txt": ("caption", "text", "title", "txt"),
+    "captions.json": ("captions",),
+    "cls": ("label_id", "cls", "class_id", "label", "class"),
+}
+"""What a column holds, by its usual names; the first name found is taken."""
+
+
+class TableSource(Source):
+    """One sample a row: a file, and what the other columns say of it.
+
+    Only the place of each row in the table is held in memory.
+
+    Args:
+        path: a .csv, .tsv or .jsonl file.
+        columns: what -> column, where the usual names (`COLUMNS`) do not fit. `file` is the column with the path of
+            the sample's file, relative to the table; its suffix says what it is. Any other key is one of the sample
+            schema: `{"file": "img", "txt": "alt_text"}`.
+        where: column -> the value that a row must have in it to be taken, such as `{"split": "train"}`.
+        name: what reports call it; the path if None.
+
+    Raises:
+        ValueError: a row cannot be parsed, a column that was asked for is not there, or no row is left.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        columns: Mapping[str, str] | None = None,
+        where: Mapping[str, Any] | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.where = {column: str(value) for column, value in (where or {}).items()}
+        conditions = ",".join(f"{column}={value}" for column, value in self.where.items())
+        self.name = name or (f"{path}?{conditions}" if conditions else str(path))
+        self._delimiter = {".csv": ",", ".tsv": "\t"}.get(self.path.suffix)  # None: JSON lines
+        self._files = FileReader()
+        self._header: list[str] | None = None
+        starts, ends, labels = [], [], set()
+        self.columns: dict[str, str] = {}
+        for row, start, end in self._scan():
+            if not self.columns:
+                self.columns = self._choose_columns(row, columns or {})
+                label = self.columns.get("cls")
+            if any(str(row.get(column)) != value for column, value in self.where.items()):
+                continue
+            starts.append(start)
+            ends.append(end)
+            if label and not _is_number(row.get(label)):
+                labels.add(str(row.get(label)))
+        if not starts:
+            raise ValueError(f"{self.path}: no row" + (f" has {conditions}." if conditions else "s."))
+        self._starts, self._ends = np.array(starts, np.int64), np.array(ends, np.int64)
+        self._labels = {label: number for number, label in enumerate(sorted(labels))}
+        names = self.path.parent / "classes.json"
+        self.class_names = list(self._labels) or (read_class_names(names) if names.is_file() else None)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def row(self, index: int) -> dict[str, Any]:
+        """The row as it stands in the table."""
+        start, end = int(self._starts[index]), int(self._ends[index])
+        return self._parse(self._files.read(str(self.path), start, end - start))
+
+    def read(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"Row {index} of {len(self)} in {self.name}.")
+        row = self.row(index)
+        sample: Sample = {"__key__": str(index), "__source__": self.name, "json": row}
+        for what, column in self.columns.items():
+            value = row.get(column)
+            if value is None:
+                continue
+            if what == "file":
+                sample["__key__"] = f"{index}:{value}"
+                sample[_suffix(str(value))] = self._file(str(value), index)
+            elif what == "cls":
+                sample["cls"] = int(value) if _is_number(value) else self._labels[str(value)]
+            else:
+                sample[what] = value
+        return sample
+
+    def _file(self, value: str, index: int) -> bytes:
+        try:
+            return (self.path.parent / value).read_bytes()
+        except OSError as error:
+            reason = "missing file" if isinstance(error, FileNotFoundError) else "unreadable file"
+            raise CorruptSample(f"{self.path}: row {index}", reason, str(self.path.parent / value)) from None
+
+    def _choose_columns(self, row: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, str]:
+        if missing := [column for column in (*given.values(), *self.where) if column not in row]:
+            raise ValueError(f"{self.path} has no column {missing[0]!r}; it has {', '.join(row)}.")
+        found = {what: next((name for name in names if name in row), None) for what, names in COLUMNS.items()}
+        if isinstance(row.get("captions"), str):
+            found["txt"], found["captions.json"] = found["txt"] or "captions", None
+        return {**{what: column for what, column in found.items() if column is not None}, **given}
+
+    # Rows and their places --------------------------------------------------------------------------------------
+
+    def _scan(self) -> Iterator[tuple[dict[str, Any], int, int]]:
+        """Each row with the bytes of the table that it takes."""
+        with open(self.path, "rb") as file:
+            lines = _Counted(file)
+            if self._delimiter is not None:
+                self._header = next(csv.reader(lines.text(), delimiter=self._delimiter), None)
+            while True:
+                start = lines.consumed
+                try:
+                    if self._delimiter is None:
+                        line = next(lines, None)
+                        row = None if line is None else json.loads(_text(line)) if line.strip() else {}
+                    else:
+                        cells = next(csv.reader(lines.text(), delimiter=self._delimiter), None)
+                        row = None if cells is None else dict(zip(self._header or [], cells, strict=False))
+                except (ValueError, csv.Error) as error:
+                    raise ValueError(f"{self.path}: line {lines.count}: cannot parse it: {error}") from None
+                if row is None:
+                    return
+                if not isinstance(row, dict):
+                    raise ValueError(f"{self.path}: line {lines.count}: expected an object of columns and values.")
+                if row:
+                    yield row, start, lines.consumed
+
+    def _parse(self, data: bytes) -> dict[str, Any]:
+        if self._delimiter is None:
+            return json.loads(_text(data))
+        cells = next(csv.reader(io.StringIO(_text(data), newline=""), delimiter=self._delimiter))
+        return dict(zip(self._header or [], cells, strict=False))
+
+
+class _Counted:
+    """The lines of a file, with the bytes and lines taken so far; a CSV reader takes as many as a row has."""
+
+    def __init__(self, lines: Iterable[bytes]) -> None:
+        self._lines = iter(lines)
+        self.consumed = self.count = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        line = next(self._lines)
+        self.consumed += len(line)
+        self.count += 1
+        return line
+
+    def text(self) -> Iterator[str]:
+        for line in self:
+            yield _text(line)
+
+
+def _text(data: bytes) -> str:
+    """Bytes that are no UTF-8 become lone surrogates, so that they spoil their own row only: its caption is refused."""
+    return data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
+
+
+def _suffix(path: str) -> str:
+    return path.rsplit("/", 1)[-1].partition(".")[2].rsplit(".", 1)[-1].lower()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) or (isinstance(value, str) and value.strip().isdecimal())

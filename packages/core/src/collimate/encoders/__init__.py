@@ -1,0 +1,23 @@
+"""Encoders: adapters over timm, open_clip and transformers, and the heads beside them."""
+
+from collimate.encoders.adapted import Frozen, LoRA
+from collimate.encoders.base import Encoder
+from collimate.encoders.huggingface import HuggingFaceTextEncoder
+from collimate.encoders.open_clip import OpenClipImageEncoder, OpenClipResNetEncoder, OpenClipTextEncoder
+from collimate.encoders.projection import LinearProjection, MLPProjection, NoProjection, Projection
+from collimate.encoders.timm import TimmImageEncoder
+
+__all__ = [
+    "Encoder",
+    "Frozen",
+    "HuggingFaceTextEncoder",
+    "LinearProjection",
+    "LoRA",
+    "MLPProjection",
+    "NoProjection",
+    "OpenClipImageEncoder",
+    "OpenClipResNetEncoder",
+    "OpenClipTextEncoder",
+    "Projection",
+    "TimmImageEncoder",
+]

@@ -1,0 +1,81 @@
+"""Heads that carry a tower's vectors into a joint space. They work on pooled vectors and on tokens alike.
+
+Shape legend: W the tower's width, D the joint width.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from collimate.configurable import Configurable
+from collimate.encoding import Encoding
+
+
+class Projection(nn.Module, Configurable):
+    """A map from `width` to `dim` that looks at one vector at a time."""
+
+    width: int
+    dim: int
+
+    def project(self, encoding: Encoding) -> Encoding:
+        """The encoding with its pooled vectors and its tokens in the joint space."""
+        tokens = None if encoding.tokens is None else self(encoding.tokens)
+        return encoding.replace(pooled=self(encoding.pooled), tokens=tokens)
+
+    def forward(self, vectors: Float[Tensor, "... W"]) -> Float[Tensor, "... D"]:
+        raise NotImplementedError
+
+
+class LinearProjection(Projection):
+    """One matrix, as in CLIP.
+
+    Args:
+        width: W.
+        dim: D.
+        bias: whether a bias is added. CLIP's towers have none, its ResNets' attention pool has one.
+    """
+
+    def __init__(self, width: int, dim: int, bias: bool = False) -> None:
+        super().__init__()
+        self.width, self.dim = width, dim
+        self.linear = nn.Linear(width, dim, bias)
+        nn.init.normal_(self.linear.weight, std=width**-0.5)  # openai/CLIP, clip/model.py
+        if bias:
+            nn.init.zeros_(self.linear.bias)
+
+    def forward(self, vectors: Float[Tensor, "... W"]) -> Float[Tensor, "... D"]:
+        return self.linear(vectors)
+
+
+class MLPProjection(Projection):
+    """Two layers with a GELU between, as in SimCLR and its descendants.
+
+    Args:
+        width: W.
+        dim: D.
+        hidden: width of the hidden layer; W if None.
+    """
+
+    def __init__(self, width: int, dim: int, hidden: int | None = None) -> None:
+        super().__init__()
+        self.width, self.dim = width, dim
+        self.layers = nn.Sequential(nn.Linear(width, hidden or width), nn.GELU(), nn.Linear(hidden or width, dim))
+
+    def forward(self, vectors: Float[Tensor, "... W"]) -> Float[Tensor, "... D"]:
+        return self.layers(vectors)
+
+
+class NoProjection(Projection):
+    """The tower's own space is the joint space, as in SigLIP's image tower.
+
+    Args:
+        width: W, which is D too.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = self.dim = width
+
+    def forward(self, vectors: Float[Tensor, "... W"]) -> Float[Tensor, "... W"]:
+        return vectors

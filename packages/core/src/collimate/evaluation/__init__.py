@@ -1,0 +1,72 @@
+"""Zero-shot classification, retrieval, probes; confidence intervals; reports.
+
+What needs torch is imported when it is first used, so that the verbs' help answers at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collimate.evaluation.after_training import AfterTraining
+    from collimate.evaluation.bootstrap import confidence_intervals
+    from collimate.evaluation.embedding import write_embeddings
+    from collimate.evaluation.features import Features, extract
+    from collimate.evaluation.metrics import (
+        classification_metrics,
+        multilabel_metrics,
+        paired_accuracy,
+        retrieval_metrics,
+        winoground_metrics,
+    )
+    from collimate.evaluation.probes import LinearProbe, evaluate_probe, few_shot, knn_scores
+    from collimate.evaluation.report import Report
+    from collimate.evaluation.result import Result
+    from collimate.evaluation.retrieval import evaluate_retrieval
+    from collimate.evaluation.zero_shot import evaluate_zero_shot
+
+__all__ = [
+    "AfterTraining",
+    "Features",
+    "LinearProbe",
+    "Report",
+    "Result",
+    "classification_metrics",
+    "confidence_intervals",
+    "evaluate_probe",
+    "evaluate_retrieval",
+    "evaluate_zero_shot",
+    "extract",
+    "few_shot",
+    "knn_scores",
+    "multilabel_metrics",
+    "paired_accuracy",
+    "retrieval_metrics",
+    "winoground_metrics",
+    "write_embeddings",
+]
+
+_HOMES = {
+    "after_training": ("AfterTraining",),
+    "bootstrap": ("confidence_intervals",),
+    "embedding": ("write_embeddings",),
+    "features": ("Features", "extract"),
+    "metrics": (
+        "classification_metrics",
+        "multilabel_metrics",
+        "paired_accuracy",
+        "retrieval_metrics",
+        "winoground_metrics",
+    ),
+    "probes": ("LinearProbe", "evaluate_probe", "few_shot", "knn_scores"),
+    "report": ("Report",),
+    "result": ("Result",),
+    "retrieval": ("evaluate_retrieval",),
+    "zero_shot": ("evaluate_zero_shot",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"collimate.evaluation.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,104 @@
+"""What a recipe's `evaluation` section names: the model is evaluated as soon as it is trained, in one report."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from rich import get_console
+
+from collimate import distributed
+from collimate.configurable import Configurable
+from collimate.data import open_source
+from collimate.evaluation.report import Report
+from collimate.evaluation.result import Result
+
+CURVES = ("loss", "similarity_gap", "effective_rank", "logit_scale", "samples_per_second", "val/")
+"""The quantities of the step log that reports draw: these, and those that begin with them."""
+
+
+class AfterTraining(Configurable):
+    """Evaluations of a trained model.
+
+    Each maps a name, which the report shows, to the arguments of the function: `data`, `classes`, `templates`, ...
+
+    Args:
+        zero_shot: name -> arguments of `evaluate_zero_shot`.
+        retrieval: name -> arguments of `evaluate_retrieval`.
+        probe: name -> arguments of `evaluate_probe`; `train` and `test` instead of `data`.
+    """
+
+    def __init__(
+        self,
+        zero_shot: dict[str, dict[str, Any]] | None = None,
+        retrieval: dict[str, dict[str, Any]] | None = None,
+        probe: dict[str, dict[str, Any]] | None = None,
+    ) -> None:
+        self.wanted = {"zero_shot": zero_shot or {}, "retrieval": retrieval or {}, "probe": probe or {}}
+        for kind, evaluations in self.wanted.items():
+            needed = {"train", "test"} if kind == "probe" else {"data"}
+            for name, arguments in evaluations.items():
+                if missing := needed - arguments.keys():
+                    raise ValueError(f"evaluation.{kind}.{name} lacks {', '.join(sorted(missing))}.")
+
+    def run(self, model_folder: str | PathLike[str], output: str | PathLike[str]) -> dict[str, Result]:
+        """Evaluate a model folder; write `<output>/report.html` and `report.json`, and print the numbers.
+
+        All ranks must call it: they share the encoding. The first one writes and prints.
+
+        Args:
+            model_folder: what `collimate.load` reads.
+            output: the folder of the run; the step log below it is drawn too.
+
+        Returns:
+            name -> what was found.
+        """
+        import collimate
+        from collimate.evaluation.probes import evaluate_probe
+        from collimate.evaluation.retrieval import evaluate_retrieval
+        from collimate.evaluation.zero_shot import evaluate_zero_shot
+
+        functions: dict[str, Callable[..., Result]] = {
+            "zero_shot": evaluate_zero_shot,
+            "retrieval": evaluate_retrieval,
+            "probe": evaluate_probe,
+        }
+        model = collimate.load(model_folder)
+        report = Report(f"{type(model).__name__}: training and evaluation", str(output))
+        add_training_curves(report, Path(output))
+        results: dict[str, Result] = {}
+        for kind, evaluations in self.wanted.items():
+            for name, given in evaluations.items():
+                sources = {key: open_source(given[key]) for key in ("data", "train", "test") if key in given}
+                found = functions[kind](model, **{**given, **sources})
+                found.title = f"{found.title}: {name}"
+                found.add_to(report)
+                if distributed.rank() == 0:
+                    get_console().print(found.table())
+                results[name] = found
+        if distributed.rank() == 0:
+            page = report.save(Path(output))
+            get_console().print(f"Report: {page}\nJSON:   {page.with_suffix('.json')}")
+        return results
+
+
+def add_training_curves(report: Report, output: Path) -> None:
+    """Draw the step log of a run, all its versions (a resumed run has several) as one."""
+    from collimate.evaluation import figures
+
+    logs = sorted((output / "logs").glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name[8:]))
+    points: dict[str, dict[float, float]] = {}
+    for log in logs:
+        with log.open(newline="") as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if name.startswith(CURVES) and value and math.isfinite(float(value)):
+                        points.setdefault(name, {})[float(row["step"])] = float(value)
+    if points:
+        report.add_heading("Training")
+        report.add_figure(figures.curves({name: sorted(points[name].items()) for name in sorted(points)}))
+        report.record("Training", {name: sorted(curve.items()) for name, curve in points.items()})

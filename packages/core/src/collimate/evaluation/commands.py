@@ -1,0 +1,253 @@
+"""The verbs `zero-shot`, `retrieval`, `probe` and `embed`. What is heavy is imported when they run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collimate.evaluation.result import Result
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+def zero_shot(
+    checkpoint: str,
+    data: str,
+    classes: str | list[str] | None = None,
+    templates: str | list[str] = "imagenet",
+    output: str = "runs/zero_shot",
+    modality: str | None = None,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: str = "auto",
+    precision: Precision = "float32",
+    limit: int | None = None,
+    resamples: int = 1000,
+) -> None:
+    """Classify labelled data by class names, without training.
+
+    Args:
+        checkpoint: a model folder, or a .ckpt of a training run.
+        data: labelled samples: a folder with a folder a class, shards, a table, ... (see `collimate data inspect`).
+        classes: a JSON or YAML file with a list of names, or with texts for each class (`file.json#entry` takes one
+            entry of it), or the names; what the data know unless given.
+        templates: `imagenet` (80), `imagenet7`, `photo` ("a photo of a {}."), `name`, a file, or templates with {}.
+        output: the folder of report.html and report.json.
+        modality: what is classified; the model's first that is not text unless given.
+        batch_size: samples encoded at a time.
+        num_workers: processes that read and decode; 0 reads in this one.
+        device: `auto` is the first GPU where there is one, else the CPU.
+        precision: of the encoders.
+        limit: at most so many samples, spread over the data.
+        resamples: of the bootstrap intervals.
+    """
+    from collimate.data import open_source
+    from collimate.evaluation.zero_shot import evaluate_zero_shot
+
+    found = evaluate_zero_shot(
+        _method(checkpoint),
+        open_source(data),
+        classes,
+        templates,
+        modality=modality,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        device=device,
+        precision=precision,
+        limit=limit,
+        resamples=resamples,
+    )
+    _report(found, checkpoint, output)
+
+
+def retrieval(
+    checkpoint: str,
+    data: str,
+    text_prefix: str = "",
+    output: str = "runs/retrieval",
+    modality: str | None = None,
+    max_captions: int | None = None,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: str = "auto",
+    precision: Precision = "float32",
+    limit: int | None = None,
+    resamples: int = 1000,
+) -> None:
+    """Rank samples by their captions, and captions by their samples.
+
+    Args:
+        checkpoint: a model folder, or a .ckpt of a training run.
+        data: captioned samples: shards, a table, a folder, ... (see `collimate data inspect`).
+        text_prefix: put before each caption, such as "a photo of ".
+        output: the folder of report.html and report.json.
+        modality: what is searched beside texts; the model's first that is not text unless given.
+        max_captions: at most so many of each sample's captions; all unless given.
+        batch_size: samples encoded at a time.
+        num_workers: processes that read and decode; 0 reads in this one.
+        device: `auto` is the first GPU where there is one, else the CPU.
+        precision: of the encoders.
+        limit: at most so many samples, spread over the data.
+        resamples: of the bootstrap intervals.
+    """
+    from collimate.data import open_source
+    from collimate.evaluation.retrieval import evaluate_retrieval
+
+    found = evaluate_retrieval(
+        _method(checkpoint),
+        open_source(data),
+        text_prefix,
+        modality,
+        max_captions=max_captions,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        device=device,
+        precision=precision,
+        limit=limit,
+        resamples=resamples,
+    )
+    _report(found, checkpoint, output)
+
+
+def probe(
+    checkpoint: str,
+    train: str,
+    test: str,
+    output: str = "runs/probe",
+    kinds: Sequence[Literal["linear", "knn"]] = ("linear", "knn"),
+    scaling: Literal["standardize", "normalize", "none"] = "standardize",
+    shots: Sequence[int] = (),
+    projected: bool = False,
+    random_encoder: bool = True,
+    modality: str | None = None,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: str = "auto",
+    precision: Precision = "float32",
+    limit: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Read classes from frozen features, by logistic regression and by nearest neighbours.
+
+    Args:
+        checkpoint: a model or encoder folder, or a .ckpt of a training run.
+        train: labelled samples to fit on (see `collimate data inspect`).
+        test: labelled samples of the same classes.
+        output: the folder of report.html and report.json.
+        kinds: `[linear]`, `[knn]`, or both.
+        scaling: of the features before logistic regression.
+        shots: also fit with so many samples a class, as `[1, 4, 16]`.
+        projected: probe the joint space instead of the encoder before its projection.
+        random_encoder: also probe the same encoder with random weights, the row that training must beat.
+        modality: which encoder; the model's first that is not text unless given.
+        batch_size: samples encoded at a time.
+        num_workers: processes that read and decode; 0 reads in this one.
+        device: `auto` is the first GPU where there is one, else the CPU.
+        precision: of the encoders.
+        limit: at most so many samples of each, spread over the data.
+        seed: of the validation split, the draws of shots and the random weights.
+    """
+    import collimate
+    from collimate.data import open_source
+    from collimate.evaluation.probes import evaluate_probe
+
+    found = evaluate_probe(
+        collimate.load(checkpoint),
+        open_source(train),
+        open_source(test),
+        modality,
+        kinds,
+        scaling,
+        projected,
+        shots,
+        random_encoder,
+        batch_size,
+        num_workers,
+        device,
+        precision,
+        limit,
+        seed=seed,
+    )
+    _report(found, checkpoint, output)
+
+
+def embed(
+    checkpoint: str,
+    data: str,
+    output: str,
+    modalities: Sequence[str] | None = None,
+    projected: bool = True,
+    samples_per_file: int = 10_000,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: str = "auto",
+    precision: Precision = "float32",
+) -> None:
+    """Write the embeddings of a data set as safetensors files, with the samples' names.
+
+    Run the same command again after an interruption: finished files are kept.
+
+    Args:
+        checkpoint: a model or encoder folder, or a .ckpt of a training run.
+        data: what to embed (see `collimate data inspect`).
+        output: the folder of 000000.safetensors, 000000.keys.json, ... and embeddings.json.
+        modalities: what to embed of each sample; all that the model encodes unless given, which each must have:
+            `[image]` for pictures without captions.
+        projected: into the joint space; otherwise each encoder's own vectors.
+        samples_per_file: of each file; so many are held in memory.
+        batch_size: samples encoded at a time.
+        num_workers: processes that read and decode; 0 reads in this one.
+        device: `auto` is the first GPU where there is one, else the CPU.
+        precision: of the encoders.
+    """
+    from rich import get_console
+
+    import collimate
+    from collimate.data import open_source
+    from collimate.evaluation.embedding import write_embeddings
+
+    source = open_source(data)
+    rows = write_embeddings(
+        collimate.load(checkpoint),
+        source,
+        output,
+        modalities,
+        projected,
+        samples_per_file,
+        batch_size,
+        num_workers,
+        device,
+        precision,
+        identity={"checkpoint": checkpoint, "data": source.name},
+    )
+    get_console().print(f"Embeddings of {rows} samples: {output}/")
+
+
+def _method(checkpoint: str) -> Any:
+    """A method from a checkpoint.
+
+    Raises:
+        ValueError: it holds an encoder alone, which has no joint space with text.
+    """
+    import collimate
+    from collimate.training import Method
+
+    model = collimate.load(checkpoint)
+    if not isinstance(model, Method):
+        raise ValueError(f"{checkpoint} holds a {type(model).__name__} alone; it can be probed and embedded only.")
+    return model
+
+
+def _report(found: Result, checkpoint: str, output: str) -> None:
+    """Print the table, write the report."""
+    from rich import get_console
+
+    from collimate.evaluation.report import Report
+
+    report = Report(found.title, checkpoint)
+    found.add_to(report)
+    page = report.save(Path(output))
+    get_console().print(found.table())
+    get_console().print(f"Report: {page}\nJSON:   {page.with_suffix('.json')}")

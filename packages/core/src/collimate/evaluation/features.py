@@ -1,0 +1,272 @@
+"""Features of a data set: every sample once, in order, the same on one rank and on many.
+
+Shape legend: N samples, D width, L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int64, Shaped
+from rich import get_console
+from rich.progress import track
+from torch import Tensor
+from torch.nn.functional import pad
+
+from collimate import distributed
+from collimate.data import EvalLoader, Source
+from collimate.data.decoding import IMAGES
+from collimate.encoders import Encoder
+from collimate.encoding import Encoding
+from collimate.training import Method
+
+Model = Method | Encoder
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a model makes of the samples of a source; on the CPU, in float32.
+
+    Attributes:
+        encodings: modality -> Encoding of all N samples; tokens only where they were asked for.
+        index: each sample's place in the source, int64 (N,), ascending; corrupt samples are missing.
+        keys: the samples' names.
+        extras: what else was asked for: `label`, int64 (N,), `captions`, a list of strings for each sample, ...
+        source: where they come from.
+        settings: how they were made, for protocols.
+    """
+
+    encodings: dict[str, Encoding]
+    index: Int64[Tensor, " N"]
+    keys: list[str]
+    extras: dict[str, Any] = field(default_factory=dict)
+    source: Source | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+def extract(
+    model: Model,
+    source: Source,
+    modalities: Sequence[str],
+    also: Sequence[str] = (),
+    tokens: bool = False,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: str = "auto",
+    precision: Precision = "float32",
+    limit: int | None = None,
+) -> Features:
+    """Encode a source. All ranks get the features of all samples.
+
+    Args:
+        model: a method, whose joint space is meant, or an encoder with its processor, whose own width is meant.
+        source: what to go through.
+        modalities: what to encode; may be empty, to read only what `also` names.
+        also: `label`, `captions` or keys of the samples; see `collimate.data.EvalLoader`.
+        tokens: keep the tokens too, for scores that need them.
+        batch_size: of each rank.
+        num_workers: processes that read and decode; 0 reads in this one.
+        device: `auto` is the first GPU where there is one, else the CPU.
+        precision: of the encoders; half precision moves accuracies by about 0.1 points.
+        limit: at most so many samples, spread over the source.
+
+    Raises:
+        ValueError: nothing could be read, or an encoder without processor was given.
+    """
+    processors = processors_of(model, modalities)
+    loader = EvalLoader(source, processors, batch_size, num_workers, also, limit=limit)
+    where = place(model, device)
+    parts: list[dict[str, Encoding]] = []
+    rows: dict[str, list[Any]] = {name: [] for name in ("index", "key", *also)}
+    with torch.inference_mode(), evaluating(model), autocast(where, precision):
+        for batch in _progress(loader, f"Encoding {source.name}"):
+            valid = batch["valid"]
+            parts.append(
+                {name: _kept(encode(model, name, batch[name].to(where)), valid, tokens) for name in modalities}
+            )
+            for name, values in rows.items():
+                values.extend(value for value, real in zip(batch[name], valid.tolist(), strict=True) if real)
+    index = torch.tensor([int(each) for each in rows["index"]], dtype=torch.int64)
+    everywhere = distributed.gather_ordered(index.to(where), index.to(where)).cpu()
+    if not len(everywhere):
+        raise ValueError(f"{source.name}: there is no sample that can be read.")
+    encodings = {name: _gathered(Encoding.cat([part[name] for part in parts]), index, where) for name in modalities}
+    extras: dict[str, Any] = {name: _in_order(values, index) for name, values in rows.items() if name != "index"}
+    keys = extras.pop("key")
+    if "label" in extras:
+        extras["label"] = torch.tensor([int(label) for label in extras["label"]])
+    settings = {
+        "data": source.name,
+        "samples": len(everywhere),
+        "unreadable": (len(source) if limit is None else min(limit, len(source))) - len(everywhere),
+        "preprocessing": {name: described(processor) for name, processor in processors.items()},
+        "precision": precision,
+    }
+    return Features(encodings, everywhere, keys, extras, source, settings)
+
+
+def encode_all(
+    model: Model,
+    modality: str,
+    raws: Sequence[Any],
+    tokens: bool = False,
+    batch_size: int = 256,
+    device: str = "auto",
+    precision: Precision = "float32",
+) -> Encoding:
+    """Encode raw values, such as prompts. The ranks share the work, and all get all of it.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not raws:
+        raise ValueError(f"There is no {modality} to encode.")
+    processor = processors_of(model, [modality])[modality]
+    where = place(model, device)
+    mine = range(len(raws))[distributed.rank() :: distributed.world_size()] or range(1)
+    parts = []
+    with torch.inference_mode(), evaluating(model), autocast(where, precision):
+        for first in _progress(range(0, len(mine), batch_size), f"Encoding {len(raws)} x {modality}"):
+            batch = processor.batch(raws[place] for place in mine[first : first + batch_size]).to(where)
+            everyone = torch.ones(len(batch), dtype=torch.bool)
+            parts.append(_kept(encode(model, modality, batch), everyone, tokens))
+    return _gathered(Encoding.cat(parts), torch.tensor(mine), where)
+
+
+def encode(model: Model, modality: str, batch: Tensor) -> Encoding:
+    """A batch as the processor makes it, by a method or by a lone encoder."""
+    return model.encode(modality, batch) if isinstance(model, Method) else model.encode(batch)
+
+
+def encoder_of(model: Model, modality: str) -> Encoder:
+    """The unprojected encoder of a modality, with its processor.
+
+    Raises:
+        ValueError: the method keeps no such encoder.
+    """
+    if isinstance(model, Encoder):
+        return model
+    encoders: Any = getattr(model, "encoders", {})
+    if modality not in encoders:
+        raise ValueError(f"{type(model).__name__} has no encoder of {modality!r} of its own.")
+    encoder = encoders[modality]
+    encoder.processor = model.processors[modality]
+    return encoder
+
+
+def processors_of(model: Model, modalities: Iterable[str]) -> dict[str, Any]:
+    """The raw-to-tensor step of each modality.
+
+    Raises:
+        ValueError: the model has none.
+    """
+    found = model.processors if isinstance(model, Method) else dict.fromkeys(modalities, model.processor)
+    for modality in modalities:
+        if found.get(modality) is None:
+            raise ValueError(f"{type(model).__name__} has no processor for {modality!r}; it knows {sorted(found)}.")
+    return {modality: found[modality] for modality in modalities}
+
+
+def described(processor: Any) -> str:
+    """A processor in one line: its class and settings."""
+    config = processor.config()
+    settings = ", ".join(f"{name}={value}" for name, value in config["init_args"].items())
+    return f"{config['class_path'].rpartition('.')[2]}({settings})"
+
+
+def other_modality(model: Method) -> str:
+    """The method's first modality that is not text."""
+    return next(name for name in model.modalities if name != "text")
+
+
+def picture_of(features: Features, place: int) -> Any:
+    """The picture of a sample, undecoded, or None where it has none."""
+    if features.source is None:
+        return None
+    sample = features.source.read(int(features.index[place]))
+    return next((sample[key] for key in IMAGES if key in sample), None)
+
+
+def is_cosine(model: Model) -> bool:
+    """Whether the model ranks by the cosine of pooled vectors, so that tokens are not needed."""
+    return not isinstance(model, Method) or type(model).similarity is Method.similarity
+
+
+def place(model: Model, device: str) -> torch.device:
+    """Bring the model to a device; `auto` is the first GPU where there is one."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+    return torch.device(device)
+
+
+@contextmanager
+def evaluating(model: Model) -> Iterator[None]:
+    """Evaluation mode for a while."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """Half precision where asked for."""
+    return nullcontext() if precision == "float32" else torch.autocast(device.type, getattr(torch, precision))
+
+
+def rows_of(encoding: Encoding, rows: slice) -> Encoding:
+    """Some samples of an Encoding."""
+    tokens, mask = encoding.tokens, encoding.mask
+    return Encoding(
+        encoding.pooled[rows],
+        None if tokens is None else tokens[rows],
+        None if mask is None else mask[rows],
+        encoding.grid,
+    )
+
+
+def _kept(encoding: Encoding, valid: Tensor, tokens: bool) -> Encoding:
+    """The real rows, on the CPU."""
+    kept = encoding if tokens else Encoding(encoding.pooled)
+    kept = kept.to("cpu", torch.float32)
+    return rows_of(kept, valid)  # type: ignore[arg-type]
+
+
+def _gathered(mine: Encoding, index: Tensor, device: torch.device) -> Encoding:
+    """The samples of all ranks in order. Tokens of unequal length are padded to the longest of all ranks."""
+    position = index.to(device)
+
+    def joined(rows: Shaped[Tensor, "n ..."]) -> Tensor:
+        return distributed.gather_ordered(rows.to(device), position).cpu()
+
+    if mine.tokens is None:
+        return Encoding(joined(mine.pooled))
+    plans = distributed.gather_objects((mine.tokens.shape[1], mine.mask is not None))
+    longest = max(length for length, _ in plans)
+    missing = longest - mine.tokens.shape[1]
+    masked = any(has for _, has in plans) or len({length for length, _ in plans}) > 1
+    mask = joined(pad(mine.token_mask, (0, missing)).to(torch.uint8)).bool() if masked else None
+    return Encoding(joined(mine.pooled), joined(pad(mine.tokens, (0, 0, 0, missing))), mask, mine.grid)
+
+
+def _in_order(values: list[Any], index: Tensor) -> list[Any]:
+    """Any values of all ranks, in the order of the samples."""
+    found: dict[int, Any] = {}
+    for positions, part in distributed.gather_objects((index.tolist(), values)):
+        found.update(zip(positions, part, strict=True))
+    return [found[position] for position in sorted(found)]
+
+
+def _progress(work: Any, text: str) -> Iterable[Any]:
+    quiet = distributed.rank() > 0 or len(work) < 2 or not get_console().is_terminal
+    return track(work, text, console=get_console(), transient=True, disable=quiet)

@@ -1,0 +1,53 @@
+"""Raw input to tensor: the step that must travel with a checkpoint.
+
+A wrong resize or a wrong tokenizer fails silently, so a `Processor` is a constructor argument of every
+method and encoder folder, is saved with it, and evaluation can use no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from collimate.configurable import Configurable
+
+
+class Processor(Configurable):
+    """One modality's raw-to-tensor step.
+
+    `__call__` turns one raw sample into the tensor that workers stack; `finish` runs on the stacked
+    batch on its device (for images: bytes to normalised floats, so that bytes cross the bus).
+    """
+
+    def __call__(self, raw: Any) -> Tensor:
+        raise NotImplementedError
+
+    def finish(self, batch: Tensor) -> Tensor:
+        """From the stacked tensors to the encoder's input; the identity unless overridden."""
+        return batch
+
+    def mask(self, batch: Tensor) -> Tensor | None:
+        """(B, L) bool, True where a stacked input is real; None where every position is."""
+        return None
+
+    def batch(self, raws: Iterable[Any]) -> Tensor:
+        """Process and stack several raw samples."""
+        return torch.stack([self(raw) for raw in raws])
+
+    def example(self) -> Any:
+        """A raw sample, always the same one, or None.
+
+        What a model makes of it is stored with its weights, so that a changed processor is noticed when they
+        are loaded.
+        """
+        return None
+
+    def save_files(self, folder: Path) -> None:
+        """Write what the configuration alone cannot say (vocabularies) into `folder`, which exists.
+
+        A processor that writes files takes their folder as the constructor argument `path`.
+        """

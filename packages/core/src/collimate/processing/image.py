@@ -1,0 +1,98 @@
+"""Images: any picture to a square of bytes, and bytes to normalised floats on the device.
+
+Shape legend: B images, S side in pixels.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped, UInt8
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from collimate.processing.base import Processor
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # openai/CLIP, clip/clip.py
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)  # openai/CLIP, clip/clip.py
+
+RawImage = Image.Image | np.ndarray | bytes | str | PathLike[str]
+
+
+class ImageProcessor(Processor):
+    """Resize, crop, and normalise, as CLIP (`shortest`) and SigLIP (`squash`) do for evaluation.
+
+    A picture is resized in its own mode and then turned to RGB, as the official code does; an alpha channel
+    is dropped, not blended.
+
+    Args:
+        size: S, the side of the result in pixels.
+        mean: the RGB mean to subtract, for values in [0, 1]. CLIP's unless given; SigLIP's is 0.5.
+        std: the RGB deviation to divide by.
+        interpolation: antialiased, by Pillow.
+        resize: `shortest` brings the shorter side to S and crops the centre; `squash` brings both to S.
+    """
+
+    def __init__(
+        self,
+        size: int = 224,
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
+        interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic",
+        resize: Literal["shortest", "squash"] = "shortest",
+    ) -> None:
+        if resize not in ("shortest", "squash"):
+            raise ValueError(f"resize is 'shortest' or 'squash', not {resize!r}.")
+        self.size, self.mean, self.std = size, tuple(mean), tuple(std)
+        self.interpolation, self.resize = interpolation, resize
+
+    def __call__(self, raw: RawImage) -> UInt8[Tensor, "3 S S"]:
+        """One picture to bytes.
+
+        Args:
+            raw: a Pillow image, an array (H, W) or (H, W, C) of bytes, an encoded file's bytes, or its path.
+        """
+        image: Any = open_image(raw)  # torchvision takes Pillow images, but its annotations do not say so
+        mode = transforms.InterpolationMode(self.interpolation)
+        side = [self.size] if self.resize == "shortest" else [self.size, self.size]
+        image = transforms.resize(image, side, interpolation=mode, antialias=True)
+        image = transforms.center_crop(image, [self.size, self.size])
+        return transforms.pil_to_tensor(image.convert("RGB"))
+
+    def finish(self, batch: Shaped[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
+        """Bytes to normalised float32. A floating-point batch counts as normalised already: it is unchanged."""
+        if batch.is_floating_point():
+            return batch
+        scale = torch.tensor(self.std, device=batch.device).mul_(255).reciprocal_().view(3, 1, 1)
+        shift = torch.tensor(self.mean, device=batch.device).mul_(-255).view(3, 1, 1)
+        return batch.to(torch.float32).add_(shift).mul_(scale)
+
+    def example(self) -> Image.Image:
+        row, column = np.indices((45, 60), dtype=np.float32)
+        waves = [np.sin(row / 5), np.sin(column / 7), np.sin((row + column) / 3)]
+        return Image.fromarray((np.stack(waves, axis=-1) * 127 + 128).astype(np.uint8))
+
+
+def open_image(raw: RawImage) -> Image.Image:
+    """A Pillow image from whatever holds one.
+
+    Raises:
+        TypeError: it holds none.
+        PIL.UnidentifiedImageError: the bytes are no picture.
+    """
+    if isinstance(raw, Image.Image):
+        return raw
+    if isinstance(raw, np.ndarray):
+        return Image.fromarray(raw)
+    if isinstance(raw, bytes):
+        return Image.open(io.BytesIO(raw))
+    if isinstance(raw, str | PathLike):
+        return Image.open(Path(raw))
+    raise TypeError(f"Expected a Pillow image, an array, bytes or a path, got a {type(raw).__name__}.")

@@ -1,0 +1,7 @@
+"""Training: the Method base, optimization, gradient cache and callbacks."""
+
+from collimate.training.gradient_cache import embed_in_chunks
+from collimate.training.method import Method
+from collimate.training.optimization import Optimization, parameter_groups
+
+__all__ = ["Method", "Optimization", "embed_in_chunks", "parameter_groups"]

@@ -1,0 +1,20 @@
+"""Callbacks: the step log, guards, checkpoints and the techniques that recipes switch on."""
+
+from collimate.training.callbacks.checkpointing import RunCheckpoint, newest_checkpoint
+from collimate.training.callbacks.non_finite import NonFiniteError, NonFiniteGuard
+from collimate.training.callbacks.progress import StepProgress
+from collimate.training.callbacks.step_log import StepLog
+from collimate.training.callbacks.stopping import GracefulStop
+from collimate.training.callbacks.switches import CompileEncoders, GradientCache
+
+__all__ = [
+    "CompileEncoders",
+    "GracefulStop",
+    "GradientCache",
+    "NonFiniteError",
+    "NonFiniteGuard",
+    "RunCheckpoint",
+    "StepLog",
+    "StepProgress",
+    "newest_checkpoint",
+]

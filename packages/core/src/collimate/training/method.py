@@ -1,0 +1,160 @@
+"""The base of every method: encoders in, named loss terms out; all else is here or in callbacks.
+
+A method is one file. It sets `modalities` and `processors`, and writes two functions:
+
+- `forward(modality, inputs, mask) -> Encoding`, pooled in the joint space;
+- `losses(embeddings, batch) -> {name: scalar}`.
+
+Training runs `embed` (per sample, so that the gradient cache may cut it into chunks) and then `losses` (where
+the samples of a batch meet, and ranks too). Evaluation needs only `encode` and `similarity`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from collimate.configurable import Configurable
+from collimate.encoding import Encoding
+from collimate.processing import Processor
+from collimate.training.gradient_cache import batch_size, embed_in_chunks
+from collimate.training.optimization import Optimization
+from collimate.training.sharding import shard
+
+CHECKPOINT_KEY = "collimate"
+"""Where a Lightning checkpoint keeps the method's configuration, as plain data."""
+
+
+class Method(LightningModule, Configurable):
+    """A training objective over one or more encoders.
+
+    Attributes:
+        modalities: the names of what it encodes; each is a key of the batches and of `processors`.
+        processors: modality -> the raw-to-tensor step, saved with the weights.
+        optimization: optimizer, groups, schedule and loss weights.
+        gradient_cache: samples a chunk, or None; set by the `GradientCache` callback.
+    """
+
+    modalities: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.processors: dict[str, Processor] = {}
+        self.optimization = Optimization()
+        self.gradient_cache: int | None = None
+
+    # What a method states ---------------------------------------------------------------------------------
+
+    def forward(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> Encoding:
+        """Encode finished inputs of one modality; `pooled` lies in the joint space, not normalised."""
+        raise NotImplementedError
+
+    def losses(self, embeddings: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The loss terms, each a scalar. Embeddings come in float32, outside autocast."""
+        raise NotImplementedError
+
+    def embed(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Per-sample embeddings of a batch: each modality's pooled vector, (B, D), unless overridden."""
+        return {modality: self.encode(modality, batch[modality]).pooled for modality in self.modalities}
+
+    def similarity(self, query: Encoding, key: Encoding) -> Float[Tensor, "Q K"]:
+        """The score by which this method ranks; the cosine unless overridden. Larger is nearer."""
+        return normalize(query.pooled.float(), dim=-1) @ normalize(key.pooled.float(), dim=-1).T
+
+    def after_optimizer_step(self) -> None:
+        """What follows each optimizer step: clamps, momentum encoders."""
+
+    # What users call --------------------------------------------------------------------------------------
+
+    def encode(self, modality: str, inputs: Tensor | Sequence[Any], mask: Tensor | None = None) -> Encoding:
+        """Encode a batch of one modality.
+
+        Args:
+            modality: one of `modalities`.
+            inputs: a batch as the modality's processor makes it, or a list of raw samples (PIL images,
+                strings...), which the processor turns into one.
+            mask: (B, L) bool, True where an input position is real; taken from the processor if None.
+
+        Raises:
+            ValueError: this method has no such modality.
+        """
+        if modality not in self.modalities:
+            raise ValueError(f"{type(self).__name__} encodes {', '.join(self.modalities)}, not {modality!r}.")
+        processor = self.processors.get(modality)
+        if not isinstance(inputs, Tensor):
+            if processor is None:
+                raise ValueError(f"No processor for {modality!r}: pass tensors, or build the method with one.")
+            inputs = processor.batch(inputs)
+        inputs = inputs.to(self.device)
+        if processor is not None:
+            mask = processor.mask(inputs) if mask is None else mask
+            inputs = processor.finish(inputs)
+        return self(modality, inputs, mask)
+
+    def loss_terms(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """All loss terms of a batch."""
+        return self._terms(self._embeddings(batch), batch)
+
+    def total_loss(self, terms: dict[str, Tensor]) -> Tensor:
+        """The weighted sum of the terms.
+
+        Raises:
+            ValueError: a weight was given for a term that does not exist.
+        """
+        weights = self.optimization.loss_weights
+        if unknown := weights.keys() - terms.keys():
+            raise ValueError(f"loss_weights names {sorted(unknown)}, but the terms are {sorted(terms)}.")
+        return torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
+
+    # Training ---------------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        self.train()  # loaded models come in evaluation mode, and Lightning would leave them so
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        embeddings = self._embeddings(batch)
+        terms = self._terms(embeddings, batch)
+        # Callbacks read terms and embeddings from here: the step log, the non-finite guard.
+        return {"loss": self.total_loss(terms), "terms": terms, "embeddings": embeddings}
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        embeddings = self._embeddings(batch)
+        # Padded rows stand in for the end of the set on some ranks; the loss is only a monitor here.
+        terms = self._terms(embeddings, batch)
+        size = batch_size(batch)
+        self.log_dict({f"val/{name}": term for name, term in terms.items()}, batch_size=size, sync_dist=True)
+        return {"embeddings": embeddings}
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            shard(self, self.device_mesh["data_parallel"])
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.after_optimizer_step()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.optimization.optimizer(self)
+        scheduler = self.optimization.scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CHECKPOINT_KEY] = {"config": self.config()}
+
+    def _embeddings(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        if self.gradient_cache is None or not torch.is_grad_enabled():
+            return self.embed(batch)
+        return embed_in_chunks(self.embed, batch, self.gradient_cache, self)
+
+    def _terms(self, embeddings: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
+        # Logits of size 100 have steps of 0.06 in half precision: the loss is float32 always.
+        with torch.autocast(self.device.type, enabled=False):
+            full = {name: e.float() if e.is_floating_point() else e for name, e in embeddings.items()}
+            return self.losses(full, batch)

@@ -1,0 +1,123 @@
+"""Optimizer, parameter groups and learning-rate schedule, from plain settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from collimate.configurable import Configurable
+
+Schedule = Literal["cosine", "linear", "constant", "rsqrt", "warmup_stable_decay"]
+
+
+class Optimization(Configurable):
+    """How a method is optimized. Training counts optimizer steps, never epochs.
+
+    Args:
+        name: any optimizer of `timm.optim` (which includes torch's): `adamw`, `lamb`, `lion`, `muon`, `sgd`...
+        lr: the peak learning rate.
+        weight_decay: applied to matrices only; see `parameter_groups`.
+        betas: Adam's betas, or None for optimizers without them.
+        eps: Adam's epsilon, or None for the optimizer's own default.
+        schedule: what follows the warm-up.
+        warmup: optimizer steps of linear warm-up; below 1, a share of all steps.
+        final_lr: the share of `lr` at which `cosine`, `linear` and `warmup_stable_decay` end.
+        decay: the share of all steps that `warmup_stable_decay` spends on its final linear decay.
+        loss_weights: weight of each loss term by name; 1 where not given.
+        options: further arguments of the optimizer's constructor.
+    """
+
+    def __init__(
+        self,
+        name: str = "adamw",
+        lr: float = 5e-4,
+        weight_decay: float = 0.2,
+        betas: tuple[float, float] | None = (0.9, 0.98),
+        eps: float | None = 1e-6,
+        schedule: Schedule = "cosine",
+        warmup: float = 0.05,
+        final_lr: float = 0.0,
+        decay: float = 0.2,
+        loss_weights: dict[str, float] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        self.name, self.lr, self.weight_decay = name, lr, weight_decay
+        self.betas, self.eps = betas, eps
+        self.schedule: Schedule = schedule
+        self.warmup, self.final_lr, self.decay = warmup, final_lr, decay
+        self.loss_weights = dict(loss_weights or {})
+        self.options = dict(options or {})
+
+    def optimizer(self, module: nn.Module) -> Optimizer:
+        """The optimizer over `module`'s trainable parameters.
+
+        Raises:
+            ValueError: nothing is trainable, or no optimizer has this name.
+        """
+        from timm.optim import create_optimizer_v2, list_optimizers
+
+        if self.name not in list_optimizers():
+            from difflib import get_close_matches
+
+            near = get_close_matches(self.name, list_optimizers(), n=3)
+            raise ValueError(f"No optimizer is called {self.name!r}. The nearest: {', '.join(near) or 'none'}.")
+        options = dict(self.options)
+        if self.betas is not None:
+            options.setdefault("betas", tuple(self.betas))
+        if self.eps is not None:
+            options.setdefault("eps", self.eps)
+        groups = parameter_groups(module, self.weight_decay)
+        return create_optimizer_v2(groups, opt=self.name, lr=self.lr, weight_decay=self.weight_decay, **options)
+
+    def scheduler(self, optimizer: Optimizer, total_steps: int) -> LambdaLR:
+        """The schedule over `total_steps` optimizer steps, to be stepped after each of them."""
+        return LambdaLR(optimizer, self.lr_factor(total_steps))
+
+    def lr_factor(self, total_steps: int) -> Callable[[int], float]:
+        """step -> share of the peak learning rate.
+
+        Warm-up is linear from lr/warmup; `cosine` is 1/2 (1 + cos(pi (t - w) / (T - w))), as open_clip's.
+        """
+        warmup = int(self.warmup if self.warmup >= 1 else self.warmup * total_steps)
+        decay_steps = max(1, int(self.decay * total_steps))
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+            if self.schedule == "cosine":
+                return self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+            if self.schedule == "linear":
+                return 1 + (self.final_lr - 1) * progress
+            if self.schedule == "rsqrt":
+                return math.sqrt(max(warmup, 1) / max(step, warmup, 1))
+            if self.schedule == "warmup_stable_decay":
+                into_decay = max(0.0, (step - (total_steps - decay_steps)) / decay_steps)
+                return 1 + (self.final_lr - 1) * min(1.0, into_decay)
+            return 1.0
+
+        return factor
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: matrices, which decay, and the rest (biases, norms, `logit_scale`, `logit_bias`), which do not.
+
+    Raises:
+        ValueError: nothing is trainable.
+    """
+    decayed, plain = [], []
+    for _, parameter in _trainable(module):
+        (decayed if parameter.ndim >= 2 else plain).append(parameter)
+    if not decayed and not plain:
+        raise ValueError(f"{type(module).__name__} has no trainable parameter: is everything frozen?")
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)

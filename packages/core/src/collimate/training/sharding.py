@@ -1,0 +1,81 @@
+"""FSDP2: encoders are sharded block by block, what lies around them is replicated.
+
+Switched on by `trainer.strategy: fsdp2`; methods need no code of their own. Checkpoints are sharded folders, the
+model folder at the end of a run is whole.
+"""
+
+from __future__ import annotations
+
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from collimate import distributed
+from collimate.configurable import build
+from collimate.encoders import Encoder
+
+
+class Fsdp2Strategy(ModelParallelStrategy):
+    """Lightning's strategy with all ranks in one data-parallel group."""
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
+        super().setup_environment()
+
+
+StrategyRegistry.register("fsdp2", Fsdp2Strategy, override=True, description="FSDP2 over all ranks")
+
+
+def shard(method: nn.Module, mesh: DeviceMesh) -> None:
+    """Shard every encoder of a method over `mesh`, in place; does nothing the second time.
+
+    The blocks of an encoder are the children of its module lists and sequences of at least two alike modules.
+    Parameters outside encoders (projections, `logit_scale`) are small: each rank keeps them whole and their
+    gradients are averaged as they arrive.
+    """
+    if is_sharded(method):
+        return
+    for module in method.modules():
+        if isinstance(module, Encoder):
+            for block in _blocks(module):
+                fully_shard(block, mesh=mesh)
+            fully_shard(module, mesh=mesh)
+    group = mesh.get_group()
+
+    def average(parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            parameter.grad = distributed.all_mean(parameter.grad, group)
+
+    for parameter in method.parameters():
+        if parameter.requires_grad and not isinstance(parameter, DTensor):
+            parameter.register_post_accumulate_grad_hook(average)
+
+
+def is_sharded(method: nn.Module) -> bool:
+    """Whether any parameter is spread over ranks."""
+    return any(isinstance(parameter, DTensor) for parameter in method.parameters())
+
+
+def unsharded(method: nn.Module) -> nn.Module:
+    """The method itself or, where it is sharded, a whole copy of it on the CPU. All ranks must call this."""
+    if not is_sharded(method):
+        return method
+    state = {
+        name: (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
+        for name, value in method.state_dict().items()
+    }
+    whole = build(method.config(), trust=[type(method).__module__.split(".")[0]])  # type: ignore[operator]
+    whole.load_state_dict(state)
+    return whole.train(method.training)
+
+
+def _blocks(encoder: nn.Module) -> list[nn.Module]:
+    return [
+        child
+        for parent in encoder.modules()
+        if isinstance(parent, (nn.ModuleList, nn.Sequential)) and len(parent) >= 2
+        for child in parent.children()
+        if type(child) is type(parent[0]) and any(True for _ in child.children())
+    ]

@@ -1,0 +1,1 @@
+"""Medical methods: MoRE on X-rays, ECGs and reports."""

@@ -1,0 +1,1 @@
+"""3D methods: scene-graph-guided pre-training, LiDAR equivariance."""

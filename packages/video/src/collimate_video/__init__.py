@@ -1,0 +1,1 @@
+"""Video methods: ALPRO, VATT with gradient harmonization, multigrid schedules."""

@@ -1,0 +1,98 @@
+"""CLIP: learning transferable visual models from natural language supervision.
+
+Radford et al. 2021, arXiv 2103.00020; openai/CLIP and mlfoundations/open_clip.
+
+With unit vectors x_i of images and y_j of texts, s = exp(t), and l_ij = s <x_i, y_j>:
+
+    L = 1/2 [ mean_i CE(l_i., i) + mean_j CE(l_.j, j) ]
+
+t starts at ln(1/0.07) and is clamped to [0, ln 100] after every optimizer step, outside the graph.
+
+Departures: none in the numbers. The softmax runs over the samples of all ranks with exact gradients, and in
+tiles, so that no similarity matrix is held.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from collimate.checkpoints.open_clip import read_open_clip, read_openai
+from collimate.encoders import Encoder, LinearProjection, Projection
+from collimate.encoding import Encoding
+from collimate.losses import clip_loss
+from collimate.processing import Processor
+from collimate.training import Method
+
+
+class CLIP(Method):
+    """An image and a text tower that find each other's samples in a batch.
+
+    Args:
+        image_encoder: the image tower.
+        text_encoder: the text tower.
+        image_processor: how pictures become the image tower's input.
+        tokenizer: how texts become the text tower's input.
+        embed_dim: D, the width of the joint space.
+        image_projection: the image tower's vectors into the joint space; one matrix if None.
+        text_projection: the text tower's vectors into the joint space; one matrix if None.
+        init_logit_scale: s at the start.
+        max_logit_scale: s is held between 1 and this.
+    """
+
+    modalities = ("image", "text")
+
+    def __init__(
+        self,
+        image_encoder: Encoder,
+        text_encoder: Encoder,
+        image_processor: Processor,
+        tokenizer: Processor,
+        embed_dim: int = 512,
+        image_projection: Projection | None = None,
+        text_projection: Projection | None = None,
+        init_logit_scale: float = 1 / 0.07,
+        max_logit_scale: float = 100.0,
+    ) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleDict({"image": image_encoder, "text": text_encoder})
+        self.projections = nn.ModuleDict(
+            {
+                "image": image_projection or LinearProjection(image_encoder.width, embed_dim),
+                "text": text_projection or LinearProjection(text_encoder.width, embed_dim),
+            }
+        )
+        self.processors = {"image": image_processor, "text": tokenizer}
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(init_logit_scale)))  # t, the logarithm
+        self.max_logit_scale = max_logit_scale
+
+    def forward(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> Encoding:
+        projection: Any = self.projections[modality]
+        return projection.project(self.encoders[modality](inputs, mask))
+
+    def losses(self, embeddings: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
+        return {"clip": clip_loss(embeddings["image"], embeddings["text"], self.logit_scale.exp())}
+
+    @torch.no_grad()
+    def after_optimizer_step(self) -> None:
+        self.logit_scale.clamp_(0, math.log(self.max_logit_scale))
+
+    @classmethod
+    def from_open_clip(
+        cls,
+        model: str | Mapping[str, Any] | nn.Module,
+        checkpoint: str | PathLike[str] | Mapping[str, Tensor] | None = None,
+        **processors: Processor,
+    ) -> CLIP:
+        """From an open_clip model; see `collimate.checkpoints.open_clip.read_open_clip`."""
+        return read_open_clip(model, checkpoint, **processors).build(cls)
+
+    @classmethod
+    def from_openai(cls, checkpoint: str | PathLike[str] | Mapping[str, Tensor], text_heads: int | None = None) -> CLIP:
+        """From OpenAI's weights; see `collimate.checkpoints.open_clip.read_openai`."""
+        return read_openai(checkpoint, text_heads).build(cls)

@@ -1,0 +1,32 @@
+"""Procedural scenes seen through every sensor: the embedded, always synthetic, data set."""
+
+from collimate_world.captions import KINDS, Caption, caption, phrase, sentence
+from collimate_world.picture import Picture
+from collimate_world.relations import CONVERSE, Relation, relations
+from collimate_world.scene import COLOURS, HELD_OUT, SHAPES, SIZES, TEXTURES, Light, Scene, Thing, sample_scene
+from collimate_world.source import CLASS_NAMES, HELD_OUT_CLASSES, TEMPLATES, WorldSource
+
+__all__ = [
+    "CLASS_NAMES",
+    "COLOURS",
+    "CONVERSE",
+    "HELD_OUT",
+    "HELD_OUT_CLASSES",
+    "KINDS",
+    "SHAPES",
+    "SIZES",
+    "TEMPLATES",
+    "TEXTURES",
+    "Caption",
+    "Light",
+    "Picture",
+    "Relation",
+    "Scene",
+    "Thing",
+    "WorldSource",
+    "caption",
+    "phrase",
+    "relations",
+    "sample_scene",
+    "sentence",
+]

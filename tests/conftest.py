@@ -1,0 +1,24 @@
+"""Fixtures and settings for every test: where real data lies, and process groups that need no network."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# In CI the examples are the same every time, and a slow machine is no failure.
+settings.register_profile("ci", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+if os.environ.get("CI"):
+    settings.load_profile("ci")
+
+os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo would otherwise look the host name up
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets beside the repository; tests that need one skip where it is absent."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data sets at {folder}")
+    return folder

@@ -1,0 +1,107 @@
+"""The data of a recipe, under Lightning: mid-epoch resume without a sample lost or repeated."""
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from collimate.data import DataModule
+from collimate.data.module import rank_batch_size
+
+
+class Recorder(LightningModule):
+    """Notes which positions it was given."""
+
+    def __init__(self, processors) -> None:
+        super().__init__()
+        self.processors = processors
+        self.layer = torch.nn.Linear(1, 1)
+        self.seen, self.validated = [], 0
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append((batch_idx, batch["position"].tolist()))
+        return self.layer(batch["image"].float().mean().view(1, 1)).sum()
+
+    def validation_step(self, batch, batch_idx):
+        self.validated += int(batch["valid"].sum())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 1e-3)
+
+
+@pytest.fixture
+def fit(shards, processors, tmp_path):
+    shards(15, 10, 12)
+
+    def run(steps, checkpoint=None, callbacks=(), **options):
+        data = DataModule(f"{tmp_path}/shards", **{"batch_size": 4, "epoch_samples": 20, **options})
+        module = Recorder(processors)
+        trainer = Trainer(
+            max_steps=steps,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            enable_checkpointing=bool(callbacks),
+            callbacks=list(callbacks),
+            use_distributed_sampler=False,
+        )
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+        return module
+
+    return run
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_resuming_from_any_step_goes_on_with_the_very_next_sample(fit, tmp_path):
+    keep = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1, save_on_train_epoch_end=False)
+    whole = fit(13, callbacks=[keep]).seen
+    assert [index for index, _ in whole] == [0, 1, 2, 3, 4] * 2 + [0, 1, 2]
+    assert [position for _, positions in whole for position in positions] == list(range(52))
+    for step in (1, 4, 5, 6, 11):
+        assert fit(13, str(tmp_path / f"step={step}.ckpt"), num_workers=step % 2).seen == whole[step:]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_validation_sees_each_sample_once(fit, tmp_path):
+    assert fit(5, val=f"{tmp_path}/shards").validated == 37
+    assert fit(5, val=f"{tmp_path}/shards", val_limit=11, val_batch_size=3).validated == 11
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mixtures_by_weight(fit, tmp_path):
+    path = tmp_path / "shards"
+    data = {f"{path}/000000.tar": 3.0, f"{path}/{{000001..000002}}.tar": 1.0}
+    assert len(DataModule(data).mixture().sources) == 2
+    with pytest.raises(ValueError, match="nothing to train on"):
+        DataModule().mixture()
+
+
+def test_recipes_may_write_all_forms(tmp_path):
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(DataModule, "data")
+    (tmp_path / "t.csv").write_text("caption\na\n")
+    table = {"class_path": "collimate.data.TableSource", "init_args": {"path": str(tmp_path / "t.csv")}}
+    crop = {"class_path": "collimate.data.ImageAugmentation", "init_args": {"scale": [0.5, 1.0]}}
+    for given in (
+        {"train": "a.jsonl"},
+        {"train": {"a": 1, "b": 2.5}},
+        {"train": table, "augmentations": {"image": crop}},
+    ):
+        parsed = parser.parse_object({"data": given})
+        module = parser.instantiate(parsed).data
+        if given.get("train") is table:
+            assert len(module.train) == 1
+            assert module.augmentations["image"].scale == (0.5, 1.0)
+        else:
+            assert module.train == given["train"]
+
+
+def test_global_batches_are_shared_out():
+    assert rank_batch_size(5, None, 3) == 5
+    assert rank_batch_size(5, 12, 3) == 4
+    with pytest.raises(ValueError, match="cannot be shared out"):
+        rank_batch_size(5, 10, 3)

@@ -1,0 +1,82 @@
+"""A method and sources of a few numbers: colours that are named by their words."""
+
+import io
+import json
+
+import torch
+from PIL import Image
+from torch import nn
+
+from collimate.data import CorruptSample, Source
+from collimate.encoding import Encoding
+from collimate.processing import Processor
+from collimate.training import Method
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0), "white": (255,) * 3}
+
+
+class MeanColour(Processor):
+    def __call__(self, raw):
+        return torch.tensor(raw.convert("RGB").resize((1, 1)).getpixel((0, 0))) / 255
+
+
+class Words(Processor):
+    """The mean of the colours that a text names, of a length that says how many words it has."""
+
+    def __call__(self, raw):
+        named = [COLOURS[word] for word in raw.replace(".", " ").split() if word in COLOURS]
+        return torch.tensor(named or [(1, 1, 1)]).float().mean(0) / 255
+
+
+class ColourMethod(Method):
+    """Both modalities are colours; `bent` turns the pictures', so that answers are not all right."""
+
+    modalities = ("image", "text")
+
+    def __init__(self, bent: float = 0.0) -> None:
+        super().__init__()
+        self.processors = {"image": MeanColour(), "text": Words()}
+        self.matrix = nn.Parameter(torch.eye(3) + bent)
+
+    def forward(self, modality, inputs, mask=None):
+        pooled = inputs - 0.4
+        return Encoding(pooled @ self.matrix if modality == "image" else pooled)
+
+
+class TokenMethod(ColourMethod):
+    """Ranks by the best of two tokens instead of by a cosine."""
+
+    def forward(self, modality, inputs, mask=None):
+        pooled = super().forward(modality, inputs, mask).pooled
+        return Encoding(torch.zeros_like(pooled), torch.stack([pooled, pooled.flip(1)], 1))
+
+    def similarity(self, query, key):
+        return torch.einsum("qad,kbd->qkab", query.tokens, key.tokens)[:, :, 0].amax(2)
+
+
+class ColourPictures(Source):
+    """Pictures of plain colours with a label and one to three captions each."""
+
+    def __init__(self, size=23, corrupt=()):
+        self.size, self.corrupt = size, set(corrupt)
+        self.name, self.class_names = "colours", list(COLOURS)
+
+    def __len__(self):
+        return self.size
+
+    def read(self, index):
+        if index in self.corrupt:
+            raise CorruptSample(f"colours: {index}", "truncated file")
+        label = index % len(COLOURS)
+        name, colour = list(COLOURS.items())[label]
+        shade = tuple(max(0, value - 3 * index) for value in colour)
+        file = io.BytesIO()
+        Image.new("RGB", (4, 4), shade).save(file, "PNG")
+        captions = [f"{name} number {n}" for n in range(1 + index % 3)]
+        return {
+            "__key__": f"picture {index}",
+            "__source__": self.name,
+            "png": file.getvalue(),
+            "cls": label,
+            "captions.json": json.dumps(captions).encode(),
+        }

@@ -1,0 +1,73 @@
+"""A real but tiny training job: JPEG files, a table of captions, CLIP with two small transformers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+
+
+def write_pictures(folder: Path, count: int = 40, side: int = 32) -> Path:
+    """JPEG files and the table that names them; the table's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(0)
+    with (folder / "captions.jsonl").open("w") as table:
+        for index in range(count):
+            tint = generator.integers(0, 256, 3)
+            noise = generator.integers(-20, 21, (side, side, 3))
+            Image.fromarray(np.clip(tint + noise, 0, 255).astype("uint8")).save(folder / f"{index}.jpg")
+            caption = f"a picture tinted {tint[0] // 32} {tint[1] // 32} {tint[2] // 32}"
+            table.write(json.dumps({"image": f"{index}.jpg", "caption": caption}) + "\n")
+    return folder / "captions.jsonl"
+
+
+def tiny_recipe(train: Path | str, output: Path, steps: int, **sections: dict) -> dict:
+    """A whole recipe; `sections` are merged into it."""
+    recipe = {
+        "output": str(output),
+        "model": {
+            "class_path": "collimate_vision_language.CLIP",
+            "init_args": {
+                "image_encoder": {
+                    "class_path": "collimate.encoders.OpenClipImageEncoder",
+                    "init_args": {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8},
+                },
+                "text_encoder": {
+                    "class_path": "collimate.encoders.OpenClipTextEncoder",
+                    "init_args": {"context_length": 12, "width": 16, "layers": 1, "heads": 2},
+                },
+                "image_processor": {"class_path": "collimate.processing.ImageProcessor", "init_args": {"size": 16}},
+                "tokenizer": {"class_path": "collimate.processing.ClipTokenizer", "init_args": {"context_length": 12}},
+                "embed_dim": 16,
+            },
+        },
+        "data": {"train": str(train), "batch_size": 8},
+        "optimization": {"lr": 1e-3},
+        "trainer": {"max_steps": steps, "log_every_n_steps": 1, "accelerator": "cpu", "enable_progress_bar": False},
+        "checkpoint": {"every_steps": 2},
+    }
+    for name, section in sections.items():
+        recipe[name] = {**recipe.get(name, {}), **section}
+    return recipe
+
+
+def write_recipe(path: Path, recipe: dict) -> Path:
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def losses(output: Path) -> dict[int, str]:
+    """step -> the loss as logged, digit for digit; a later session's lines replace an earlier one's."""
+    import csv
+
+    found: dict[int, str] = {}
+    logs = sorted((output / "logs").glob("version_*"), key=lambda path: int(path.name.split("_")[1]))
+    for log in logs:
+        metrics = log / "metrics.csv"
+        if metrics.exists():
+            with metrics.open() as file:
+                # A kill may cut the last line short.
+                rows = [row for row in csv.DictReader(file) if row.get("loss") and row.get("step")]
+            found |= {int(row["step"]): row["loss"] for row in rows if row["lr"]}
+    return found

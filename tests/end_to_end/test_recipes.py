@@ -1,0 +1,32 @@
+"""Every published recipe parses, builds its method, and computes a finite loss on two samples."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from collimate.app import installed_apps
+from collimate.configurable import build
+from collimate.training.run import cli_for
+
+from .recipes import write_pictures
+
+RECIPES = [(app, name) for app in installed_apps().values() for name in app.recipes()]
+
+
+@pytest.mark.parametrize(("app", "name"), RECIPES, ids=[f"{app.name}-{name}" for app, name in RECIPES])
+def test_a_recipe_builds_and_steps(app, name: str, tmp_path: Path):
+    pictures = write_pictures(tmp_path / "pictures", count=4)
+    overrides = [f"--output={tmp_path}", "--trainer.accelerator=cpu", "--trainer.precision=32-true"]
+    overrides += ["--trainer.strategy=auto", "--trainer.devices=1", f"--data.train={pictures}"]
+    overrides += ["--data.batch_size=2", "--data.global_batch_size=2", "--data.num_workers=0"]
+    cli = cli_for([f"--config={name}", *overrides], "train", app)
+    cli.datamodule.trainer = cli.trainer
+    cli.trainer.strategy.connect(cli.model)
+    batch = next(iter(cli.datamodule.train_dataloader()))
+    with torch.no_grad():
+        assert torch.isfinite(cli.model.total_loss(cli.model.loss_terms(batch)))
+    assert cli.model.optimization.optimizer(cli.model).param_groups
+    config = cli.model.config()
+    assert build(config).config() == config
+    assert Path(app.recipe(name)).read_text().startswith("# "), "the first line says what the recipe is"

@@ -1,0 +1,1 @@
+"""Development tools: measurements against peers."""
