@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from collimate.data import CorruptSample, Preparation, TrainingPreparation
-from collimate.data.decoding import Undecodable, decode, register_decoder, register_modality, texts, value_of
+from collimate.data.decoding import Undecodable, decode, register_decoder, register_modality, value_of
 from collimate.data.preparation import Augmentation, collate
 from collimate.processing import Processor
 
@@ -53,20 +53,6 @@ def test_decoded_values_pass_unchanged():
     assert value_of({"png": picture}, ("jpg", "png")) is picture
     with pytest.raises(CorruptSample, match=r"src: k: no jpg/png \(it has txt\)"):
         value_of({"txt": "a", "__key__": "k", "__source__": "src"}, ("jpg", "png"))
-
-
-@pytest.mark.parametrize(
-    ("captions", "expected"),
-    [("a", ["a"]), (["a", "b"], ["a", "b"]), ([{"kind": "raw", "text": "a"}, "b"], ["a", "b"])],
-)
-def test_captions_of_any_form(captions, expected):
-    assert texts(captions) == expected
-
-
-@pytest.mark.parametrize("captions", [[], {}, None, [1], [{"kind": "raw"}], [None]])
-def test_captions_of_no_form(captions):
-    with pytest.raises(Undecodable, match="no caption"):
-        texts(captions)
 
 
 def test_rows(jpeg, processors):

@@ -6,6 +6,7 @@ What needs torch is imported when it is first used, so that `collimate data` ans
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from collimate.data.captions import Caption, CaptionChoice, OneCaption
 from collimate.data.folders import FolderSource
 from collimate.data.hugging_face import HuggingFaceSource
 from collimate.data.mixture import Mixture
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Augmentation",
+    "Caption",
+    "CaptionChoice",
     "CorruptSample",
     "DataModule",
     "EvalLoader",
@@ -30,6 +33,7 @@ __all__ = [
     "HuggingFaceSource",
     "ImageAugmentation",
     "Mixture",
+    "OneCaption",
     "Permutation",
     "Preparation",
     "Sample",

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from collimate.data.decoding import IMAGES, Undecodable, decode, extensions_of, keys_of, naming, texts, value_of
+from collimate.data.captions import listed
+from collimate.data.decoding import IMAGES, Undecodable, decode, extensions_of, keys_of, naming, value_of
 from collimate.data.files import write_atomically
 from collimate.data.opening import names_shards, open_source
 from collimate.data.order import Permutation
@@ -139,7 +140,8 @@ def inspect(data: str, limit: int = 10_000, show: int = 3) -> None:
                 if any(key in sample for key in IMAGES):
                     pixels.append(_image_size(value_of(sample, IMAGES)))
                 if any(key in sample for key in extensions_of("text")):
-                    words += [len(text.split()) for text in texts(value_of(sample, extensions_of("text")))]
+                    captions = listed(value_of(sample, extensions_of("text")))
+                    words += [len(caption.text.split()) for caption in captions]
             except (CorruptSample, Undecodable) as error:
                 corrupt[error.reason] += 1
                 continue

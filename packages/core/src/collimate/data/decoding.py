@@ -96,22 +96,6 @@ def check(extension: str, value: Any) -> Any:
     return check_text(value) if extension == "txt" and isinstance(value, str) else value
 
 
-def texts(captions: Any) -> list[str]:
-    """The strings of a caption field: a string, a list of strings, or a list of {"text": ..., "kind": ...}.
-
-    Raises:
-        Undecodable: there is none.
-    """
-    if isinstance(captions, str):
-        return [captions]
-    if not isinstance(captions, list) or not captions:
-        raise Undecodable("no caption", f"expected a list of captions, got {str(captions)[:40]!r}")
-    found = [caption.get("text") if isinstance(caption, dict) else caption for caption in captions]
-    if not all(isinstance(text, str) for text in found):
-        raise Undecodable("no caption", f"expected strings, got {str(captions)[:40]!r}")
-    return found  # type: ignore[return-value]
-
-
 @contextmanager
 def naming(sample: Sample, what: str) -> Iterator[None]:
     """What decoders and processors raise on damaged input, as a corrupt sample with its name."""

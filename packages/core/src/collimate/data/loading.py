@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from collimate import distributed
+from collimate.data.captions import CaptionChoice
 from collimate.data.mixture import Draw, Mixture
 from collimate.data.preparation import Preparation, TrainingPreparation, collate
 from collimate.data.source import CorruptSample, Source
@@ -139,6 +140,7 @@ class EvalLoader:
         also: what else batches carry: `label`, int64 (B,); `captions`, for each row all of its captions, as strings; or
             any key of the samples, decoded.
         fields: modality -> keys of a sample, where they are not the registered ones.
+        captions: which captions the batch holds, as for `Preparation`; drawn alike in every iteration.
         limit: at most so many samples, evenly spread over the source; all if None.
         max_corrupt_rate, rank, world_size, prefetch, start_method: as for `TrainLoader`.
 
@@ -154,6 +156,7 @@ class EvalLoader:
         num_workers: int = 0,
         also: Sequence[str] = (),
         fields: Mapping[str, Sequence[str]] | None = None,
+        captions: Mapping[str, CaptionChoice] | None = None,
         limit: int | None = None,
         max_corrupt_rate: float = 0.01,
         rank: int | None = None,
@@ -174,7 +177,7 @@ class EvalLoader:
         self.batch_size = batch_size
         self.corrupt: Counter[tuple[str, str]] = Counter()
         self._ledger = _Ledger(max_corrupt_rate, self.corrupt)
-        self._dataset = _Once(source, Preparation(processors, fields, also))
+        self._dataset = _Once(source, Preparation(processors, fields, also, captions))
         self._options = _worker_options(num_workers, prefetch, start_method)
 
     def __len__(self) -> int:
@@ -248,9 +251,11 @@ class _Once(Dataset[Batch]):
     def __getitems__(self, rows: list[tuple[int, bool]]) -> Batch:
         corrupt: list[tuple[str, CorruptSample]] = []
         found: dict[int, dict[str, Any] | None] = {}
-        for index, _ in rows:
-            if index not in found:
-                found[index] = self._row(index, corrupt)
+        with _restoring_generators():
+            for index, _ in rows:
+                if index not in found:
+                    seed_generators(0, index)
+                    found[index] = self._row(index, corrupt)
         stand_in = next((row for row in found.values() if row is not None), None) or self._stand_in(rows, corrupt)
         batch = collate([found[index] or stand_in for index, _ in rows])
         batch["index"] = torch.tensor([index for index, _ in rows])

@@ -8,6 +8,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 
 from collimate import distributed
+from collimate.data.captions import CaptionChoice
 from collimate.data.loading import EvalLoader, TrainLoader
 from collimate.data.mixture import Mixture
 from collimate.data.opening import open_source
@@ -37,6 +38,7 @@ class DataModule(LightningDataModule):
         val_limit: validate on at most so many samples.
         max_corrupt_rate: the share of corrupt samples at which the run stops.
         fields: modality -> keys of a sample in which it lies, where they are not the usual ones.
+        captions: key of the batch -> which of a sample's captions it holds, in the place of the method's own choice.
         prefetch: batches that each worker prepares ahead.
         start_method: of the workers: fork, spawn or forkserver; the platform's if None.
     """
@@ -55,6 +57,7 @@ class DataModule(LightningDataModule):
         val_limit: int | None = None,
         max_corrupt_rate: float = 0.01,
         fields: dict[str, list[str]] | None = None,
+        captions: dict[str, CaptionChoice] | None = None,
         prefetch: int = 2,
         start_method: str | None = None,
     ) -> None:
@@ -64,6 +67,7 @@ class DataModule(LightningDataModule):
         self.num_workers, self.prefetch, self.start_method = num_workers, prefetch, start_method
         self.epoch_samples, self.val_batch_size, self.val_limit = epoch_samples, val_batch_size, val_limit
         self.augmentations, self.max_corrupt_rate, self.fields = augmentations, max_corrupt_rate, fields
+        self.captions = captions or {}
         self._loader: TrainLoader | None = None
 
     @property
@@ -71,6 +75,12 @@ class DataModule(LightningDataModule):
         """The method's, by modality."""
         assert self.trainer is not None
         return self.trainer.lightning_module.processors  # type: ignore[return-value]
+
+    @property
+    def caption_choices(self) -> dict[str, CaptionChoice]:
+        """The method's, with the recipe's in their place."""
+        assert self.trainer is not None
+        return {**getattr(self.trainer.lightning_module, "captions", {}), **self.captions}
 
     def mixture(self) -> Mixture:
         """The training stream.
@@ -100,7 +110,7 @@ class DataModule(LightningDataModule):
         )
         self._loader = TrainLoader(
             mixture,
-            TrainingPreparation(self.processors, self.fields, augmentations),
+            TrainingPreparation(self.processors, self.fields, augmentations, captions=self.caption_choices),
             size,
             steps,
             self.num_workers,
@@ -124,6 +134,7 @@ class DataModule(LightningDataModule):
             self.val_batch_size or size,
             self.num_workers,
             fields=self.fields,
+            captions=self.caption_choices,
             limit=self.val_limit,
             max_corrupt_rate=self.max_corrupt_rate,
             prefetch=self.prefetch,

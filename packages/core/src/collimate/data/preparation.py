@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from collimate.data.decoding import check_text, extensions_of, naming, texts, value_of
+from collimate.data.captions import CaptionChoice, captions_of, listed
+from collimate.data.decoding import check_text, extensions_of, naming, value_of
 from collimate.data.source import Sample
 from collimate.processing import Processor
 
@@ -34,6 +35,8 @@ class Preparation:
         fields: modality -> the keys of a sample in which it may lie, where they are not the registered ones.
         also: what rows carry beside: `label`, the sample's class; `captions`, all of them, a list of strings; or any
             key of the sample, decoded, such as `regions.json`.
+        captions: key of the row -> which captions it holds, tokenized, (L,) or (K, L) for K of them. A key that is no
+            modality is one more text. For an optional one, `<key>_given` says whether the sample has it, a bool ().
     """
 
     def __init__(
@@ -41,8 +44,9 @@ class Preparation:
         processors: Mapping[str, Processor],
         fields: Mapping[str, Sequence[str]] | None = None,
         also: Sequence[str] = (),
+        captions: Mapping[str, CaptionChoice] | None = None,
     ) -> None:
-        self.processors, self.also = dict(processors), tuple(also)
+        self.processors, self.also, self.captions = dict(processors), tuple(also), dict(captions or {})
         self.fields = {
             modality: tuple((fields or {}).get(modality, extensions_of(modality))) for modality in processors
         }
@@ -53,8 +57,24 @@ class Preparation:
         Raises:
             CorruptSample: something is missing, damaged or refused.
         """
-        row: dict[str, Any] = {modality: self.tensor(modality, sample) for modality in self.processors}
-        return row | {name: self.extra(name, sample) for name in self.also}
+        plain = (modality for modality in self.processors if modality not in self.captions)
+        row: dict[str, Any] = {modality: self.tensor(modality, sample) for modality in plain}
+        return row | self.chosen(sample) | {name: self.extra(name, sample) for name in self.also}
+
+    def chosen(self, sample: Sample) -> dict[str, Tensor]:
+        """The captions that were asked for one by one."""
+        row: dict[str, Tensor] = {}
+        for key, choice in self.captions.items():
+            modality = key if key in self.processors else "text"
+            with naming(sample, key):
+                found = choice(captions_of(sample))
+                several = [
+                    self.process(modality, text) for text in (found if isinstance(found, list) else [found or ""])
+                ]
+            row[key] = torch.stack(several) if isinstance(found, list) else several[0]
+            if choice.optional:
+                row[f"{key}_given"] = torch.tensor(found is not None)
+        return row
 
     def tensor(self, modality: str, sample: Sample) -> Tensor:
         """The tensor of one modality of a sample."""
@@ -69,7 +89,7 @@ class Preparation:
         if name == "captions":
             value = value_of(sample, self.fields.get("text", extensions_of("text")))
             with naming(sample, name):
-                return [check_text(text) for text in texts(value)]
+                return [check_text(caption.text) for caption in listed(value)]
         return value_of(sample, (name,))
 
     def process(self, modality: str, value: Any) -> Tensor:
@@ -77,7 +97,7 @@ class Preparation:
 
     def choose(self, captions: Any) -> str:
         """The one caption to use where a sample has several."""
-        return check_text(texts(captions)[0])
+        return check_text(listed(captions)[0].text)
 
 
 class TrainingPreparation(Preparation):
@@ -93,8 +113,9 @@ class TrainingPreparation(Preparation):
         fields: Mapping[str, Sequence[str]] | None = None,
         augmentations: Mapping[str, Augmentation] | None = None,
         also: Sequence[str] = (),
+        captions: Mapping[str, CaptionChoice] | None = None,
     ) -> None:
-        super().__init__(processors, fields, also)
+        super().__init__(processors, fields, also, captions)
         self.augmentations = dict(augmentations or {})
 
     def process(self, modality: str, value: Any) -> Tensor:
@@ -103,7 +124,7 @@ class TrainingPreparation(Preparation):
         return super().process(modality, value)
 
     def choose(self, captions: Any) -> str:
-        return check_text(random.choice(texts(captions)))
+        return check_text(random.choice(listed(captions)).text)
 
 
 def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ the samples of a batch meet, and ranks too). Evaluation needs only `encode` and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from collimate.configurable import Configurable
+from collimate.data.captions import CaptionChoice
 from collimate.encoding import Encoding
 from collimate.processing import Processor
 from collimate.training.gradient_cache import batch_size, embed_in_chunks
@@ -38,11 +40,14 @@ class Method(LightningModule, Configurable):
     Attributes:
         modalities: the names of what it encodes; each is a key of the batches and of `processors`.
         processors: modality -> the raw-to-tensor step, saved with the weights.
+        captions: key of a batch -> which of a sample's captions it holds, for methods that need more than any one
+            under `text`; see `collimate.data.captions`.
         optimization: optimizer, groups, schedule and loss weights.
         gradient_cache: samples a chunk, or None; set by the `GradientCache` callback.
     """
 
     modalities: tuple[str, ...] = ()
+    captions: Mapping[str, CaptionChoice] = MappingProxyType({})
 
     def __init__(self) -> None:
         super().__init__()
