@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from collimate.data import CorruptSample, TableSource
+from collimate.data import Caption, CorruptSample, TableSource, open_source
+from collimate.data.captions import captions_of
 
 
 @pytest.fixture
@@ -76,6 +77,57 @@ def test_other_column_names(tmp_path, jpeg):
     assert (sample["txt"], sample["png"]) == ("a cat", jpeg(0, format="PNG"))
     with pytest.raises(ValueError, match="no column 'image'"):
         TableSource(tmp_path / "t.tsv", columns={"file": "image"})
+
+
+# Column names as in the CSV and the JSON that DreamLIP releases.
+CSV_COLUMNS = {
+    "file": "Image Path",
+    "txt": "raw_caption",
+    "captions.short": ["shortIB_captions", "shortSV_captions"],
+    "captions.long": ["longIB_captions", "longSV_captions"],
+}
+JSON_COLUMNS = {
+    "file": "ImagePath",
+    "captions.raw": "RawCaption",
+    "captions.short": "SVCaptionShort",
+    "captions.long": "SVCaptionLong",
+}
+
+
+def test_columns_of_captions_by_kind(tmp_path, jpeg):
+    (tmp_path / "x.jpg").write_bytes(jpeg(0))
+    header = "Image Path,raw_caption,shortIB_captions,longIB_captions,shortSV_captions,longSV_captions"
+    (tmp_path / "cc3m.csv").write_text(f'{header}\nx.jpg,dog photo,A dog.,"A dog, brown. It sits.",,A dog sits.\n')
+    for source in (
+        TableSource(tmp_path / "cc3m.csv", columns=CSV_COLUMNS),
+        open_source(f"{tmp_path}/cc3m.csv?columns={json.dumps(CSV_COLUMNS)}"),
+    ):
+        sample = source.read(0)
+        assert sample["jpg"] == jpeg(0)
+        assert captions_of(sample) == [
+            Caption("dog photo", "raw"),
+            Caption("A dog.", "short"),
+            Caption("A dog, brown. It sits.", "long"),
+            Caption("A dog sits.", "long"),
+        ]
+
+
+def test_json_captions_by_kind(tmp_path, jpeg):
+    (tmp_path / "x.jpg").write_bytes(jpeg(0))
+    row = {"ImagePath": "x.jpg", "RawCaption": "", "SVCaptionShort": "A dog.", "SVCaptionLong": ["A dog", "It sits"]}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | dict.fromkeys(list(row)[1:], "")))
+    source = TableSource(tmp_path / "t.jsonl", columns=JSON_COLUMNS)
+    assert captions_of(source.read(0)) == [
+        Caption("A dog.", "short"),
+        Caption("A dog", "long"),
+        Caption("It sits", "long"),
+    ]
+    with pytest.raises(CorruptSample, match=r"captions\.json"):
+        captions_of(source.read(1))
+    with pytest.raises(ValueError, match="no column 'BLIP'"):
+        TableSource(tmp_path / "t.jsonl", columns={"captions.short": ["SVCaptionShort", "BLIP"]})
+    with pytest.raises(ValueError, match="txt is one column"):
+        TableSource(tmp_path / "t.jsonl", columns={"txt": ["SVCaptionShort", "RawCaption"]})
 
 
 def test_classes_by_number_and_by_name(tmp_path):

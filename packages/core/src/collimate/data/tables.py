@@ -6,7 +6,7 @@ import codecs
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 }
 """What a column holds, by its usual names; the first name found is taken."""
 
+KIND = "captions."
+"""What columns with captions of a kind are asked for by: `captions.long`."""
+
 
 class TableSource(Source):
     """One sample a row: a file, and what the other columns say of it.
@@ -33,8 +36,11 @@ class TableSource(Source):
     Args:
         path: a .csv, .tsv or .jsonl file.
         columns: what -> column, where the usual names (`COLUMNS`) do not fit. `file` is the column with the path of
-            the sample's file, relative to the table; its suffix says what it is. Any other key is one of the sample
-            schema: `{"file": "img", "txt": "alt_text"}`.
+            the sample's file, relative to the table; its suffix says what it is. `captions.<kind>` are one or several
+            columns with captions of a kind (one a cell, or a list), which together become the sample's
+            `captions.json`; empty cells are left out.
+            Any other key is one of the sample schema:
+            `{"file": "img", "txt": "alt_text", "captions.short": "blip", "captions.long": ["llava", "sharegpt4v"]}`.
         where: column -> the value that a row must have in it to be taken, such as `{"split": "train"}`.
         name: what reports call it; the path if None.
 
@@ -45,7 +51,7 @@ class TableSource(Source):
     def __init__(
         self,
         path: str | Path,
-        columns: Mapping[str, str] | None = None,
+        columns: Mapping[str, str | Sequence[str]] | None = None,
         where: Mapping[str, Any] | None = None,
         name: str | None = None,
     ) -> None:
@@ -58,9 +64,10 @@ class TableSource(Source):
         self._header: list[str] | None = None
         starts, ends, labels = [], [], set()
         self.columns: dict[str, str] = {}
+        given, self._kinds = _by_kind(columns or {})
         for row, start, end in self._scan():
             if not self.columns:
-                self.columns = self._choose_columns(row, columns or {})
+                self.columns = self._choose_columns(row, given)
                 label = self.columns.get("cls")
             if any(str(row.get(column)) != value for column, value in self.where.items()):
                 continue
@@ -99,6 +106,9 @@ class TableSource(Source):
                 sample["cls"] = int(value) if _is_number(value) else self._labels[str(value)]
             else:
                 sample[what] = value
+        texts = ((text, kind) for column, kind in self._kinds.items() for text in _texts(row.get(column)))
+        if captions := [{"text": text, "kind": kind} for text, kind in texts]:
+            sample["captions.json"] = captions
         return sample
 
     def _file(self, value: str, index: int) -> bytes:
@@ -109,7 +119,7 @@ class TableSource(Source):
             raise CorruptSample(f"{self.path}: row {index}", reason, str(self.path.parent / value)) from None
 
     def _choose_columns(self, row: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, str]:
-        if missing := [column for column in (*given.values(), *self.where) if column not in row]:
+        if missing := [column for column in (*given.values(), *self._kinds, *self.where) if column not in row]:
             raise ValueError(f"{self.path} has no column {missing[0]!r}; it has {', '.join(row)}.")
         found = {what: next((name for name in names if name in row), None) for what, names in COLUMNS.items()}
         if isinstance(row.get("captions"), str):
@@ -168,6 +178,23 @@ class _Counted:
     def text(self) -> Iterator[str]:
         for line in self:
             yield _text(line)
+
+
+def _texts(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value] if value else []
+
+
+def _by_kind(columns: Mapping[str, str | Sequence[str]]) -> tuple[dict[str, str], dict[str, str]]:
+    """What a table was asked for: what -> column, and column -> kind of its captions."""
+    plain, kinds = {}, {}
+    for what, given in columns.items():
+        if what.startswith(KIND) and what != "captions.json":
+            kinds.update(dict.fromkeys([given] if isinstance(given, str) else given, what.removeprefix(KIND)))
+        elif isinstance(given, str):
+            plain[what] = given
+        else:
+            raise ValueError(f"{what} is one column, not {given}; several are for captions of a kind.")
+    return plain, kinds
 
 
 def _text(data: bytes) -> str:
