@@ -19,6 +19,7 @@ from collimate.losses import (
     symmetric_info_nce,
     symmetric_info_nce_losses,
 )
+from collimate.losses.negatives import given_keys
 from collimate.testing import assert_close, assert_saved_memory_below, oracles
 
 quick = settings(deadline=None, max_examples=25, derandomize=True)
@@ -158,6 +159,21 @@ def test_a_queue_is_further_keys(seed, batch, length):
         lambda query, key, queue: info_nce(query, key, 7.0, queue=queue),
         lambda query, key, queue: oracles.info_nce(query, torch.cat([key, queue]), 7.0, targets),
         {"query": query, "key": key, "queue": queue},
+    )
+
+
+@quick
+@given(seeds, batches)
+def test_a_key_that_is_not_given_is_nobodys_negative(seed, batch):
+    image, text = draw(seed, (batch, 5), (batch, 5))
+    there = torch.rand(batch, generator=torch.Generator().manual_seed(seed)) > 0.4
+    weights = there.double() * 3
+    agree(
+        lambda image, text: clip_loss(image, text, 7.0, weights=weights, mask=given_keys(there)),
+        lambda image, text: oracles.symmetric_info_nce(
+            image, text, 7.0, keep=there | torch.eye(batch, dtype=torch.bool), weights=weights
+        ),
+        {"image": image, "text": text},
     )
 
 

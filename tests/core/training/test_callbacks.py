@@ -102,6 +102,19 @@ def test_the_log_has_what_tells_a_healthy_run(tmp_path: Path, capsys: pytest.Cap
         assert word in line
 
 
+def test_the_log_has_a_methods_own_statistics(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    class Telling(Toy):
+        def losses(self, embeddings, batch):
+            self.statistics = {"weight/text": torch.tensor(0.25), "weight/caption": torch.tensor(1.0), "odd": 3}
+            return super().losses(embeddings, batch)
+
+    logger = CSVLogger(tmp_path)
+    trainer(tmp_path, 1, StepLog(), logger=logger, log_every_n_steps=1).fit(Telling(), ToyLoader(1))
+    rows = list(csv.DictReader((Path(logger.log_dir) / "metrics.csv").open()))
+    assert (float(rows[0]["weight/text"]), float(rows[0]["odd"])) == (0.25, 3)
+    assert "· weight text 0.250, caption 1.000 · odd 3.000 · lr" in capsys.readouterr().out
+
+
 def test_only_the_newest_checkpoints_stay_and_they_hold_plain_data(tmp_path: Path):
     trainer(tmp_path, 6, RunCheckpoint(str(tmp_path), every_steps=1, keep=2)).fit(Toy(width=4), ToyLoader(6))
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())

@@ -42,11 +42,9 @@ class TwoTowers:
         built = method(**self.arguments)
         if self.weights is not None:
             own = built.state_dict()
-            weights = dict(self.weights)
+            weights = {**{name: own[name] for name in objective_names(own)}, **self.weights}
             if "logit_bias" not in own:
                 weights.pop("logit_bias", None)  # a constant on every logit changes no softmax
-            else:
-                weights.setdefault("logit_bias", own["logit_bias"])
             try:
                 built.load_state_dict(weights)
             except RuntimeError as error:
@@ -62,6 +60,14 @@ class Rename(NamedTuple):
     transposed: bool = False
 
 
+def objective_names(names: Iterable[str]) -> list[str]:
+    """The weights that serve a method's objective alone, such as a bias on all logits or a history of batches.
+
+    A published model may lack them: the method then starts with its own.
+    """
+    return [name for name in names if "." not in name and name != "logit_scale"]
+
+
 def to_ours(weights: Mapping[str, Tensor], names: Iterable[Rename]) -> dict[str, Tensor]:
     """Foreign weights under our names.
 
@@ -72,12 +78,14 @@ def to_ours(weights: Mapping[str, Tensor], names: Iterable[Rename]) -> dict[str,
 
 
 def to_theirs(weights: Mapping[str, Tensor], names: Iterable[Rename]) -> dict[str, Tensor]:
-    """Our weights under foreign names.
+    """Our weights under foreign names; what serves the objective alone and has none there is left out.
 
     Raises:
         CheckpointError: there are weights that have no place there.
     """
-    return _renamed(weights, [(name.ours, name.theirs, name.transposed) for name in names])
+    pairs = [(name.ours, name.theirs, name.transposed) for name in names]
+    nameless = set(objective_names(weights)) - {ours for ours, *_ in pairs}
+    return _renamed({name: value for name, value in weights.items() if name not in nameless}, pairs)
 
 
 def _renamed(weights: Mapping[str, Tensor], names: list[tuple[str, str, bool]]) -> dict[str, Tensor]:

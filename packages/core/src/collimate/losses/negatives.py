@@ -30,11 +30,25 @@ class Distinct:
 
     def __call__(self, rows: slice, columns: slice) -> Bool[Tensor, "rows columns"]:
         kept = self.query_ids[rows, None] != self.key_ids[columns]
-        if self.own is not None:
-            row = torch.arange(rows.start, rows.stop, device=kept.device)
-            column = torch.arange(columns.start, columns.stop, device=kept.device)
-            kept |= row[:, None] + self.own == column
-        return kept
+        return kept if self.own is None else kept | _own_pairs(rows, columns, self.own, kept.device)
+
+
+@dataclass(frozen=True)
+class Given:
+    """A mask of keys that exist: one that does not is a negative of no query.
+
+    Its own query keeps it, or their losses would be infinite; such pairs get the weight 0 from whoever masks them.
+
+    Attributes:
+        key_given: whether each key exists.
+        own: the first of this rank's own keys.
+    """
+
+    key_given: Bool[Tensor, " M"]
+    own: int
+
+    def __call__(self, rows: slice, columns: slice) -> Bool[Tensor, "rows columns"]:
+        return self.key_given[columns] | _own_pairs(rows, columns, self.own, self.key_given.device)
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,13 @@ class Masked:
         return self.mask[rows, columns]
 
 
+def given_keys(given: Bool[Tensor, " n"], group: distributed.Group = None) -> Given | None:
+    """The mask for keys of which some may not exist; None where all of them do, on all ranks."""
+    counts = distributed.row_counts(given, group)
+    every = distributed.gather(given, group, counts)
+    return None if bool(every.all()) else Given(every, distributed.own(counts, group).start)
+
+
 def kept_pairs(
     ids: Int[Tensor, " n"] | None,
     mask: Bool[Tensor, "n M"] | Keep | None,
@@ -81,3 +102,10 @@ def kept_pairs(
         return keep
     distinct = Distinct(ids, distributed.gather(ids, group, counts), distributed.own(counts, group).start)
     return distinct if keep is None else Both(distinct, keep)
+
+
+def _own_pairs(rows: slice, columns: slice, own: int, device: torch.device) -> Bool[Tensor, "rows columns"]:
+    """True where a query of a tile meets its own key: query i's is own + i."""
+    row = torch.arange(rows.start, rows.stop, device=device)
+    column = torch.arange(columns.start, columns.stop, device=device)
+    return row[:, None] + own == column

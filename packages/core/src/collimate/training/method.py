@@ -44,6 +44,8 @@ class Method(LightningModule, Configurable):
             under `text`; see `collimate.data.captions`.
         optimization: optimizer, groups, schedule and loss weights.
         gradient_cache: samples a chunk, or None; set by the `GradientCache` callback.
+        statistics: numbers of the latest batch that `losses` leaves for the step log, by name; `group/name` where
+            several belong together.
     """
 
     modalities: tuple[str, ...] = ()
@@ -54,6 +56,7 @@ class Method(LightningModule, Configurable):
         self.processors: dict[str, Processor] = {}
         self.optimization = Optimization()
         self.gradient_cache: int | None = None
+        self.statistics: dict[str, Tensor] = {}
 
     # What a method states ---------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ class StepLog(Callback):
     - `similarity_gap`: mean cosine of pairs minus that of non-pairs, on this rank's batch;
     - `effective_rank`: dimensions in use, per modality;
     - `negatives`: how many each sample is contrasted with, over all ranks;
+    - the method's own `statistics`;
     - `lr`, `samples_seen`.
 
     Args:
@@ -69,12 +70,14 @@ class StepLog(Callback):
         metrics["samples_per_second"] = world * self._samples / elapsed
         metrics["data_wait"] = self._waited / elapsed
         metrics |= space_statistics(module, outputs["embeddings"])
+        statistics = {name: float(value) for name, value in getattr(module, "statistics", {}).items()}
+        metrics |= statistics
         metrics["negatives"] = float(world * self._samples // self._steps - 1)
         metrics["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
         if self.console and trainer.is_global_zero:
-            say(_line(trainer, metrics))
+            say(_line(trainer, metrics, statistics))
 
 
 @torch.no_grad()
@@ -92,7 +95,7 @@ def space_statistics(module: LightningModule, embeddings: dict[str, torch.Tensor
     return metrics | {f"effective_rank/{name}": float(effective_rank(value)) for name, value in vectors.items()}
 
 
-def _line(trainer: Trainer, metrics: dict[str, float]) -> str:
+def _line(trainer: Trainer, metrics: dict[str, float], statistics: dict[str, float]) -> str:
     ranks = {key.split("/")[1]: value for key, value in metrics.items() if key.startswith("effective_rank/")}
     gaps = {key.partition("/")[2]: value for key, value in metrics.items() if key.startswith("similarity_gap")}
     terms = {key.split("/")[1]: value for key, value in metrics.items() if key.startswith("loss/")}
@@ -106,6 +109,9 @@ def _line(trainer: Trainer, metrics: dict[str, float]) -> str:
         parts.append(f"gap {_named(gaps, '.3f')}")
     if ranks:
         parts.append(f"effective rank {_named(ranks, '.0f')}")
+    for group in dict.fromkeys(name.partition("/")[0] for name in statistics):
+        own = {name.partition("/")[2]: value for name, value in statistics.items() if name.partition("/")[0] == group}
+        parts.append(f"{group} {_named(own, '.3f')}")
     return " · ".join([*parts, f"lr {metrics['lr']:.2e}"])
 
 
