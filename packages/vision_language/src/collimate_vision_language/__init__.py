@@ -1,6 +1,8 @@
 """Image-text methods: each file states one paper's objective over an image and a text tower."""
 
+from collimate_vision_language.alip import ALIP
 from collimate_vision_language.clip import CLIP
 from collimate_vision_language.siglip import SigLIP
+from collimate_vision_language.sub_captions import SubCaptions
 
-__all__ = ["CLIP", "SigLIP"]
+__all__ = ["ALIP", "CLIP", "SigLIP", "SubCaptions"]
