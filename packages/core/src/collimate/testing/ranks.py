@@ -28,6 +28,10 @@ from collimate.testing.gradients import assert_close
 
 Splits = Sequence[Sequence[int]]
 
+GRACE = 2.0
+"""Seconds after a rank's failure in which others may tell of an earlier one: when a rank fails, those that talk to it
+fail too, and only the first failure says why."""
+
 
 def run_on_ranks(function: Callable[..., Any], arguments: Sequence[Sequence[Any]], timeout: float = 120.0) -> list[Any]:
     """Run a function on N ranks of a fresh gloo process group, one for each list of arguments.
@@ -124,22 +128,27 @@ class _Pool:
             for rank, (pipe, own) in enumerate(zip(pipes, arguments, strict=True)):
                 pipe.send_bytes(cloudpickle.dumps((function, own, rank, len(arguments), f"{folder}/store", timeout)))
             deadline = time.monotonic() + timeout
+            failures: list[tuple[float, str]] = []
             while len(results) < len(arguments):
                 waiting = {pipe: rank for rank, pipe in enumerate(pipes) if rank not in results}
                 ready = wait(list(waiting), max(0.0, deadline - time.monotonic()))
                 for pipe in ready:
                     rank = waiting[pipe]  # type: ignore[index]
                     try:
-                        failed, value = cloudpickle.loads(pipe.recv_bytes())  # type: ignore[union-attr]
-                    except EOFError:
-                        failed, value = True, "the process died"
-                    if failed:
-                        self.stop()
-                        raise RuntimeError(f"rank {rank} of {len(arguments)}: {value}")
-                    results[rank] = value
+                        failed_at, results[rank] = cloudpickle.loads(pipe.recv_bytes())  # type: ignore[union-attr]
+                    except (EOFError, ConnectionError):
+                        failed_at, results[rank] = 0.0, "the process died"
+                    if failed_at is not None:
+                        failures.append((failed_at, f"rank {rank} of {len(arguments)}: {results[rank]}"))
+                        deadline = min(deadline, time.monotonic() + GRACE)
                 if not ready:
-                    self.stop()
-                    raise RuntimeError(f"ranks {sorted(waiting.values())} did not answer within {timeout:g} s")
+                    failures = failures or [
+                        (0.0, f"ranks {sorted(waiting.values())} did not answer within {timeout:g} s")
+                    ]
+                    break
+            if failures:
+                self.stop()
+                raise RuntimeError(min(failures)[1])
         return [results[rank] for rank in range(len(arguments))]
 
     def stop(self) -> None:
@@ -170,9 +179,9 @@ def _work(pipe: Connection) -> None:
         try:
             function, arguments, rank, ranks, store, timeout = cloudpickle.loads(job)
             dist.init_process_group("gloo", f"file://{store}", timedelta(seconds=timeout), rank=rank, world_size=ranks)
-            answer = (False, function(*arguments))
+            answer = (None, function(*arguments))
         except BaseException:
-            answer = (True, traceback.format_exc())
+            answer = (time.monotonic(), traceback.format_exc())
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
