@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from collimate.evaluation.metrics import retrieval_metrics
-from collimate.evaluation.retrieval import evaluate_retrieval, scorer
+from collimate.evaluation.index import scorer
+from collimate.evaluation.retrieval import evaluate_retrieval
 from collimate.testing import run_on_ranks
 
 from .toys import ColourMethod, ColourPictures, TokenMethod
@@ -35,7 +36,7 @@ def test_scores_that_need_tokens_are_taken_in_blocks(monkeypatch):
     method = TokenMethod(0.3)
     queries, keys = method.encode("image", torch.rand(4, 3)), method.encode("text", torch.rand(9, 3))
     whole = method.similarity(queries, keys).detach()
-    monkeypatch.setattr("collimate.evaluation.retrieval.PAIRS", 5)
+    monkeypatch.setattr("collimate.evaluation.index.TOKEN_SCORES", 20)
     blocks = scorer(method, queries, keys)
     torch.testing.assert_close(blocks(slice(1, 3), slice(0, 9)), whole[1:3])
 

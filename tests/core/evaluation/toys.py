@@ -6,10 +6,11 @@ import json
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from collimate.data import CorruptSample, Source
 from collimate.encoding import Encoding
-from collimate.processing import Processor
+from collimate.processing import ImageProcessor, Processor
 from collimate.training import Method
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0), "white": (255,) * 3}
@@ -52,6 +53,49 @@ class TokenMethod(ColourMethod):
 
     def similarity(self, query, key):
         return torch.einsum("qad,kbd->qkab", query.tokens, key.tokens)[:, :, 0].amax(2)
+
+
+class WordIds(Processor):
+    """A text to one id a word: a colour's place in `COLOURS`, or that of any other word; padded with -1."""
+
+    length = 6
+
+    def __call__(self, raw):
+        words = raw.replace(".", " ").split()[: self.length]
+        ids = [list(COLOURS).index(word) if word in COLOURS else len(COLOURS) for word in words]
+        return torch.tensor(ids + [-1] * (self.length - len(ids)))
+
+    def mask(self, batch):
+        return batch >= 0
+
+    def pieces(self, ids):
+        return [[*COLOURS, "", ""][number] for number in ids.tolist()]  # other words are as good as padding
+
+
+class LateMethod(Method):
+    """Late interaction of the mean colours of a picture's cells with the colours that a text names."""
+
+    modalities = ("image", "text")
+
+    def __init__(self, cells: int = 2) -> None:
+        super().__init__()
+        self.cells = cells
+        self.processors = {"image": ImageProcessor(16, (0.0,) * 3, (1.0,) * 3, "nearest"), "text": WordIds()}
+        self.colours = nn.Parameter(torch.tensor([*COLOURS.values(), (110, 100, 90)]) / 255 - 0.4)
+
+    def forward(self, modality, inputs, mask=None):
+        if modality == "image":
+            tokens = adaptive_avg_pool2d(inputs, self.cells).flatten(2).mT - 0.4
+            return Encoding(tokens.mean(1), tokens, grid=(self.cells, self.cells))
+        tokens = self.colours[inputs]
+        return Encoding((tokens * mask[..., None]).sum(1), tokens, mask)
+
+    def similarity(self, query, key):
+        words, others = normalize(query.tokens, dim=-1), normalize(key.tokens, dim=-1)
+        best = torch.einsum("qad,kbd->qkab", words, others)
+        best = best.masked_fill(~key.token_mask[None, :, None], -1).amax(3)
+        real = query.token_mask[:, None].float()
+        return (best * real).sum(2) / real.sum(2).clamp_min(1)
 
 
 class ColourPictures(Source):

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collimate.evaluation.bootstrap import confidence_intervals
     from collimate.evaluation.embedding import write_embeddings
     from collimate.evaluation.features import Features, extract
+    from collimate.evaluation.index import EmbeddingIndex
     from collimate.evaluation.metrics import (
         classification_metrics,
         multilabel_metrics,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AfterTraining",
+    "EmbeddingIndex",
     "Features",
     "LinearProbe",
     "Report",
@@ -50,6 +52,7 @@ _HOMES = {
     "bootstrap": ("confidence_intervals",),
     "embedding": ("write_embeddings",),
     "features": ("Features", "extract"),
+    "index": ("EmbeddingIndex",),
     "metrics": (
         "classification_metrics",
         "multilabel_metrics",

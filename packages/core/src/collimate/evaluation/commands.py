@@ -75,8 +75,11 @@ def retrieval(
     precision: Precision = "float32",
     limit: int | None = None,
     resamples: int = 1000,
+    index: str | None = None,
 ) -> None:
     """Rank samples by their captions, and captions by their samples.
+
+    A model that ranks by tokens (late interaction) writes them into files first, and reads them some at a time.
 
     Args:
         checkpoint: a model folder, or a .ckpt of a training run.
@@ -91,6 +94,8 @@ def retrieval(
         precision: of the encoders.
         limit: at most so many samples, spread over the data.
         resamples: of the bootstrap intervals.
+        index: a folder in which tokens are kept, where the model's score needs them: run the same command again, and
+            it goes on from what is there. A temporary folder unless given.
     """
     from collimate.data import open_source
     from collimate.evaluation.retrieval import evaluate_retrieval
@@ -107,6 +112,8 @@ def retrieval(
         precision=precision,
         limit=limit,
         resamples=resamples,
+        index=index,
+        identity={"checkpoint": checkpoint},
     )
     _report(found, checkpoint, output)
 
@@ -179,7 +186,9 @@ def embed(
     output: str,
     modalities: Sequence[str] | None = None,
     projected: bool = True,
-    samples_per_file: int = 10_000,
+    tokens: bool = False,
+    token_precision: Literal["float32", "float16"] = "float32",
+    samples_per_file: int | None = None,
     batch_size: int = 64,
     num_workers: int = 0,
     device: str = "auto",
@@ -196,7 +205,9 @@ def embed(
         modalities: what to embed of each sample; all that the model encodes unless given, which each must have:
             `[image]` for pictures without captions.
         projected: into the joint space; otherwise each encoder's own vectors.
-        samples_per_file: of each file; so many are held in memory.
+        tokens: the tokens too, which late interaction compares; `collimate.evaluation.EmbeddingIndex` searches them.
+        token_precision: of the tokens as they are written.
+        samples_per_file: of each file; so many are held in memory. 10 000, or 1 000 with tokens, unless given.
         batch_size: samples encoded at a time.
         num_workers: processes that read and decode; 0 reads in this one.
         device: `auto` is the first GPU where there is one, else the CPU.
@@ -221,6 +232,8 @@ def embed(
         device,
         precision,
         identity={"checkpoint": checkpoint, "data": source.name},
+        tokens=tokens,
+        token_precision=token_precision,
     )
     get_console().print(f"Embeddings of {rows} samples: {output}/")
 

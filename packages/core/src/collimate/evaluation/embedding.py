@@ -1,29 +1,42 @@
 """Embeddings of a data set in files: bounded memory, and an interrupted run goes on where it stopped.
 
-Each file `000012.safetensors` holds, for every modality, a float32 tensor (N, D), and `index`, the samples' places in
-the source; `000012.keys.json` beside it holds their names. `embeddings.json` says how they were made.
+Each file `000012.safetensors` holds, for every modality `m`:
+
+- `m`, float32 (N, D): the samples' vectors;
+- where tokens are wanted, `m.tokens` (T, D'), the real tokens of all N samples one after the other, and `m.offsets`,
+  int64 (N + 1), where those of each sample begin. `m.grid` in the file's metadata is the tokens' grid, if they have one;
+
+and `index`, int64 (N,): the samples' places in the source. `000012.keys.json` beside it holds their names, and
+`embeddings.json` says how all were made. `collimate.evaluation.EmbeddingIndex` reads and searches them.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from collimate import distributed
 from collimate.data import Source
 from collimate.data.files import write_atomically
 from collimate.data.source import Sample
 from collimate.encoders import Encoder
-from collimate.evaluation.features import Model, Precision, encoder_of, extract
+from collimate.encoding import Encoding
+from collimate.evaluation.features import Features, Model, Precision, encoder_of, extract
 from collimate.training import Method
 
 PLAN = "embeddings.json"
+SAMPLES_PER_FILE = 10_000
+SAMPLES_WITH_TOKENS_PER_FILE = 1_000
+TokenPrecision = Literal["float32", "float16"]
 
 
 def write_embeddings(
@@ -32,12 +45,15 @@ def write_embeddings(
     output: str | PathLike[str],
     modalities: Sequence[str] | None = None,
     projected: bool = True,
-    samples_per_file: int = 10_000,
+    samples_per_file: int | None = None,
     batch_size: int = 64,
     num_workers: int = 0,
     device: str = "auto",
     precision: Precision = "float32",
     identity: Mapping[str, Any] | None = None,
+    tokens: bool = False,
+    token_precision: TokenPrecision = "float32",
+    also: Sequence[str] = (),
 ) -> int:
     """Embed a source into a folder; files that are there already are kept.
 
@@ -48,63 +64,110 @@ def write_embeddings(
         modalities: what to embed of each sample, which must have it; all of the model's if None (an encoder's is
             called `image`).
         projected: into a method's joint space; otherwise each encoder's own vectors.
-        samples_per_file: of each file; so many are held in memory.
+        samples_per_file: of each file; so many are held in memory. 10 000, or 1 000 with tokens, if None.
         batch_size, num_workers, device, precision: as for `extract`.
         identity: what else must be the same for earlier files to be kept, such as the names of model and data.
+        tokens: the tokens too, as the model gives them, without padding.
+        token_precision: of the tokens as they are written.
+        also: `captions` or keys of the samples, whose values each file has beside it as JSON (`000012.captions.json`).
 
     Returns:
         how many samples the folder holds.
 
     Raises:
-        ValueError: the folder holds embeddings of something else.
+        ValueError: the folder holds embeddings of something else, or the model has no tokens.
     """
     folder = Path(output)
     names = list(modalities or (model.modalities if isinstance(model, Method) else ["image"]))
     models = (
         {"": model} if projected or isinstance(model, Encoder) else {name: encoder_of(model, name) for name in names}
     )
+    samples_per_file = samples_per_file or (SAMPLES_WITH_TOKENS_PER_FILE if tokens else SAMPLES_PER_FILE)
     plan = {
         **(identity or {}),
         "model": type(model).__name__,
+        "weights": fingerprint(model),
         "samples": len(source),
         "modalities": names,
         "projected": projected,
         "samples_per_file": samples_per_file,
         "precision": precision,
+        "tokens": token_precision if tokens else None,
+        "also": list(also),
     }
     _refuse_others(folder, plan)
     written = 0
     for number, first in enumerate(range(0, len(source), samples_per_file)):
         path = folder / f"{number:06d}.safetensors"
         if not path.exists():
-            part = _Part(source, first, min(len(source), first + samples_per_file))
+            part = Part(source, range(first, min(len(source), first + samples_per_file)))
             made = [
-                extract(each, part, [name] if name else names, (), False, batch_size, num_workers, device, precision)
+                extract(each, part, [name] if name else names, also, tokens, batch_size, num_workers, device, precision)
                 for name, each in models.items()
             ]
             if distributed.rank() == 0:
-                vectors = {name: encoding.pooled for each in made for name, encoding in each.encodings.items()}
-                write_atomically(path.with_suffix(".keys.json"), json.dumps(made[0].keys).encode())
-                tensors = {name: value.contiguous() for name, value in vectors.items()}
-                write_atomically(path, save({**tensors, "index": made[0].index + first}))
+                _write(path, made, first, token_precision if tokens else None)
             distributed.barrier("writing embeddings")
         with safe_open(path, "pt") as file:
             written += file.get_slice("index").get_shape()[0]
     return written
 
 
-class _Part(Source):
-    """Some consecutive samples of a source."""
+def fingerprint(model: Model) -> str:
+    """Of a model's weights: another model under the same name is found out by it."""
+    digest = blake2b(digest_size=16)
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        if isinstance(value, Tensor):
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
-    def __init__(self, source: Source, first: int, last: int) -> None:
-        self.source, self.first, self.last = source, first, last
-        self.name = f"{source.name}, {first} to {last - 1}"
+
+class Part(Source):
+    """Some samples of a source.
+
+    Args:
+        source: the whole.
+        places: which of its samples, in which order.
+    """
+
+    def __init__(self, source: Source, places: Sequence[int]) -> None:
+        self.source, self.places = source, places
+        whole = len(places) == len(source)
+        self.name = source.name if whole or not places else f"{source.name}, {places[0]} to {places[-1]}"
 
     def __len__(self) -> int:
-        return self.last - self.first
+        return len(self.places)
 
     def read(self, index: int) -> Sample:
-        return self.source.read(self.first + index)
+        return self.source.read(self.places[index])
+
+
+def _write(path: Path, made: list[Features], first: int, token_precision: TokenPrecision | None) -> None:
+    tensors: dict[str, Tensor] = {"index": made[0].index + first}
+    metadata = {}
+    for name, encoding in ((name, encoding) for each in made for name, encoding in each.encodings.items()):
+        tensors[name] = encoding.pooled.contiguous()
+        if token_precision is not None:
+            tokens, tensors[f"{name}.offsets"] = _ragged(name, encoding)
+            tensors[f"{name}.tokens"] = tokens.to(getattr(torch, token_precision))
+            if encoding.grid is not None and encoding.mask is None:
+                metadata[f"{name}.grid"] = json.dumps(encoding.grid)
+    beside = {"keys": made[0].keys, **made[0].extras}
+    for name, values in beside.items():
+        plain = values.tolist() if isinstance(values, Tensor) else values
+        write_atomically(path.with_suffix(f".{name.removesuffix('.json')}.json"), json.dumps(plain).encode())
+    write_atomically(path, save(tensors, metadata))  # last: it stands for the whole
+
+
+def _ragged(name: str, encoding: Encoding) -> tuple[Tensor, Tensor]:
+    """The real tokens of all samples one after the other, and where each sample's begin."""
+    if encoding.tokens is None:
+        raise ValueError(f"The model gives no tokens of {name!r}, so there are none to write.")
+    real = encoding.token_mask
+    offsets = torch.zeros(len(real) + 1, dtype=torch.int64)
+    offsets[1:] = real.sum(1).cumsum(0)
+    return encoding.tokens[real].contiguous(), offsets
 
 
 def _refuse_others(folder: Path, plan: dict[str, Any]) -> None:

@@ -5,21 +5,23 @@ Shape legend: N samples, D width, L tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Int64, Shaped
 from rich import get_console
-from rich.progress import track
+from rich.progress import Progress, track
 from torch import Tensor
 from torch.nn.functional import pad
 
 from collimate import distributed
 from collimate.data import EvalLoader, Source
 from collimate.data.decoding import IMAGES
+from collimate.data.loading import Batch
 from collimate.encoders import Encoder
 from collimate.encoding import Encoding
 from collimate.training import Method
@@ -86,31 +88,72 @@ def extract(
     where = place(model, device)
     parts: list[dict[str, Encoding]] = []
     rows: dict[str, list[Any]] = {name: [] for name in ("index", "key", *also)}
-    with torch.inference_mode(), evaluating(model), autocast(where, precision):
-        for batch in _progress(loader, f"Encoding {source.name}"):
-            valid = batch["valid"]
-            parts.append(
-                {name: _kept(encode(model, name, batch[name].to(where)), valid, tokens) for name in modalities}
-            )
-            for name, values in rows.items():
-                values.extend(value for value, real in zip(batch[name], valid.tolist(), strict=True) if real)
+    for encodings, batch in stream(model, loader, modalities, tokens, where, precision):
+        parts.append(encodings)
+        for name, values in rows.items():
+            values.extend(batch[name])
     index = torch.tensor([int(each) for each in rows["index"]], dtype=torch.int64)
     everywhere = distributed.gather_ordered(index.to(where), index.to(where)).cpu()
     if not len(everywhere):
         raise ValueError(f"{source.name}: there is no sample that can be read.")
     encodings = {name: _gathered(Encoding.cat([part[name] for part in parts]), index, where) for name in modalities}
-    extras: dict[str, Any] = {name: _in_order(values, index) for name, values in rows.items() if name != "index"}
+    extras: dict[str, Any] = {name: in_order(values, index) for name, values in rows.items() if name != "index"}
     keys = extras.pop("key")
     if "label" in extras:
         extras["label"] = torch.tensor([int(label) for label in extras["label"]])
-    settings = {
+    settings = settings_of(model, modalities, source, len(everywhere), limit, precision)
+    return Features(encodings, everywhere, keys, extras, source, settings)
+
+
+def stream(
+    model: Model,
+    loader: EvalLoader,
+    modalities: Sequence[str],
+    tokens: bool,
+    device: torch.device,
+    precision: Precision,
+) -> Iterator[tuple[dict[str, Encoding], Batch]]:
+    """This rank's share of a source, encoded batch by batch.
+
+    Args:
+        model: on the device already, see `place`.
+        loader: what to go through; its batches have the modalities.
+        tokens: keep the tokens too.
+
+    Yields:
+        modality -> Encoding of the real rows of a batch, on the CPU, in float32; and these rows of all that the loader
+        put into the batch. There may be none.
+    """
+    with evaluating(model):
+        for batch in progress(loader, f"Encoding {loader.source.name}" if modalities else loader.source.name):
+            valid = batch["valid"]
+            # Entered anew for each batch: a context that stayed open over a yield would rule the caller too.
+            with torch.inference_mode(), autocast(device, precision):
+                encodings = {
+                    name: _kept(encode(model, name, batch[name].to(device)), valid, tokens) for name in modalities
+                }
+            real = valid.tolist()
+            yield (
+                encodings,
+                {
+                    name: values[valid] if isinstance(values, Tensor) else list(compress(values, real))
+                    for name, values in batch.items()
+                    if name not in modalities
+                },
+            )
+
+
+def settings_of(
+    model: Model, modalities: Sequence[str], source: Source, found: int, limit: int | None, precision: Precision
+) -> dict[str, Any]:
+    """How features were made, for protocols."""
+    return {
         "data": source.name,
-        "samples": len(everywhere),
-        "unreadable": (len(source) if limit is None else min(limit, len(source))) - len(everywhere),
-        "preprocessing": {name: described(processor) for name, processor in processors.items()},
+        "samples": found,
+        "unreadable": (len(source) if limit is None else min(limit, len(source))) - found,
+        "preprocessing": {name: described(each) for name, each in processors_of(model, modalities).items()},
         "precision": precision,
     }
-    return Features(encodings, everywhere, keys, extras, source, settings)
 
 
 def encode_all(
@@ -134,7 +177,7 @@ def encode_all(
     mine = range(len(raws))[distributed.rank() :: distributed.world_size()] or range(1)
     parts = []
     with torch.inference_mode(), evaluating(model), autocast(where, precision):
-        for first in _progress(range(0, len(mine), batch_size), f"Encoding {len(raws)} x {modality}"):
+        for first in progress(range(0, len(mine), batch_size), f"Encoding {len(raws)} x {modality}"):
             batch = processor.batch(raws[place] for place in mine[first : first + batch_size]).to(where)
             everyone = torch.ones(len(batch), dtype=torch.bool)
             parts.append(_kept(encode(model, modality, batch), everyone, tokens))
@@ -259,7 +302,7 @@ def _gathered(mine: Encoding, index: Tensor, device: torch.device) -> Encoding:
     return Encoding(joined(mine.pooled), joined(pad(mine.tokens, (0, 0, 0, missing))), mask, mine.grid)
 
 
-def _in_order(values: list[Any], index: Tensor) -> list[Any]:
+def in_order(values: list[Any], index: Tensor) -> list[Any]:
     """Any values of all ranks, in the order of the samples."""
     found: dict[int, Any] = {}
     for positions, part in distributed.gather_objects((index.tolist(), values)):
@@ -267,6 +310,18 @@ def _in_order(values: list[Any], index: Tensor) -> list[Any]:
     return [found[position] for position in sorted(found)]
 
 
-def _progress(work: Any, text: str) -> Iterable[Any]:
-    quiet = distributed.rank() > 0 or len(work) < 2 or not get_console().is_terminal
-    return track(work, text, console=get_console(), transient=True, disable=quiet)
+def progress(work: Any, text: str) -> Iterable[Any]:
+    """Go through something with a bar on the terminal of the first rank."""
+    return track(work, text, console=get_console(), transient=True, disable=_quiet() or len(work) < 2)
+
+
+@contextmanager
+def progress_of(total: int, text: str) -> Iterator[Callable[[int], None]]:
+    """A bar on the terminal of the first rank; what is yielded is called with how much more is done."""
+    with Progress(console=get_console(), transient=True, disable=_quiet()) as bar:
+        task = bar.add_task(text, total=total)
+        yield lambda more: bar.advance(task, more)
+
+
+def _quiet() -> bool:
+    return distributed.rank() > 0 or not get_console().is_terminal

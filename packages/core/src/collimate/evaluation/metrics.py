@@ -207,12 +207,21 @@ def retrieval_ranks(
     Raises:
         ValueError: an image has no text, or a text's image does not exist.
     """
+    check_owners(images, image_of_text)
     everyone = torch.arange(images)
+    return ranks(text_to_image, image_of_text, everyone), ranks(image_to_text, everyone, image_of_text)
+
+
+def check_owners(images: int, image_of_text: Int64[Tensor, " T"]) -> None:
+    """Refuse texts whose image does not exist, and images without a text.
+
+    Raises:
+        ValueError: says which.
+    """
     if len(image_of_text) and not 0 <= int(image_of_text.min()) <= int(image_of_text.max()) < images:
         raise ValueError(f"image_of_text must lie between 0 and {images - 1}, for {images} images.")
     if missing := (image_of_text.bincount(minlength=images) == 0).nonzero().flatten().tolist():
         raise ValueError(f"{len(missing)} images have no text; the first: image {missing[0]}.")
-    return ranks(text_to_image, image_of_text, everyone), ranks(image_to_text, everyone, image_of_text)
 
 
 def retrieval_statistic(

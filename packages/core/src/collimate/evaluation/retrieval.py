@@ -1,21 +1,28 @@
 """Retrieval in both directions, with any number of captions for each sample.
 
-Shape legend: N samples, T texts.
+Where a method's score needs tokens, these go through files (`collimate.evaluation.index`), so that a set of any size is
+ranked in bounded memory; the ranks share the work.
+
+Shape legend: N samples, T texts, Q queries, K keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from collimate.data import Source
-from collimate.encoding import Encoding
+from collimate import distributed
+from collimate.data import Sample, Source
 from collimate.evaluation.bootstrap import confidence_intervals, evaluate
+from collimate.evaluation.embedding import Part, write_embeddings
 from collimate.evaluation.features import (
     Features,
     Precision,
@@ -24,14 +31,16 @@ from collimate.evaluation.features import (
     is_cosine,
     other_modality,
     picture_of,
-    rows_of,
+    progress_of,
+    settings_of,
 )
-from collimate.evaluation.metrics import RECALLS, Scorer, retrieval_ranks, retrieval_statistic
+from collimate.evaluation.index import EmbeddingIndex, Rows, scorer
+from collimate.evaluation.metrics import RECALLS, check_owners, ranks, retrieval_statistic
 from collimate.evaluation.report import Report
 from collimate.evaluation.result import Result
 from collimate.training import Method
 
-PAIRS = 2**12  # scores taken at a time, where they need tokens
+SCORES = 2**22  # scores held at a time, 16 MiB; ranking them takes a few times as much
 
 
 def evaluate_retrieval(
@@ -47,6 +56,8 @@ def evaluate_retrieval(
     precision: Precision = "float32",
     limit: int | None = None,
     resamples: int = 1000,
+    index: str | Path | None = None,
+    identity: Mapping[str, Any] | None = None,
 ) -> RetrievalResult:
     """Find samples by their captions, and captions by their samples.
 
@@ -63,54 +74,137 @@ def evaluate_retrieval(
         precision: of the encoders; scores are float32 always.
         limit: at most so many samples, spread over the data.
         resamples: of the bootstrap intervals; samples are drawn, with all their captions.
+        index: a folder in which the tokens are kept, for methods whose score needs them; the same evaluation goes on
+            from what is there. A temporary folder unless given. All ranks must see it.
+        identity: what else must be the same for a kept index to be used; see `write_embeddings`.
     """
     modality = modality or other_modality(method)
-    tokens = not is_cosine(method)
-    if not isinstance(data, Features):
-        data = extract(
-            method, data, [modality], ["captions"], tokens, batch_size, num_workers, device, precision, limit
-        )
-    captions = [own[:max_captions] for own in data.extras["captions"]]
-    owner = torch.arange(len(captions)).repeat_interleave(torch.tensor([len(own) for own in captions]))
+    with _encoded(
+        method, data, modality, text_prefix, max_captions, batch_size, num_workers, device, precision, limit, index,
+        identity,
+    ) as (features, samples, texts):  # fmt: skip
+        captions = [own[:max_captions] for own in features.extras["captions"]]
+        owner = torch.arange(len(captions)).repeat_interleave(torch.tensor([len(own) for own in captions]))
+        check_owners(len(captions), owner)
+        everyone = torch.arange(len(captions))
+        sample_ranks = _ranks(method, texts, samples, owner, everyone, f"Ranking {modality}s")
+        text_ranks = _ranks(method, samples, texts, everyone, owner, "Ranking texts")
     flat = [caption for own in captions for caption in own]
-    prefixed = [text_prefix + caption for caption in flat]
-    texts = encode_all(method, "text", prefixed, tokens, device=device, precision=precision)
-    samples = data.encodings[modality]
-    to_sample, to_text = scorer(method, texts, samples), scorer(method, samples, texts)
-    sample_ranks, text_ranks = retrieval_ranks(to_sample, to_text, len(captions), owner)
     statistic = retrieval_statistic(sample_ranks, text_ranks, owner, recalls, (modality, "text"))
     metrics = evaluate(statistic, len(captions))
     intervals = confidence_intervals(statistic, len(captions), resamples=resamples)
     protocol = {
-        **data.settings,
+        **features.settings,
         "texts": f"{len(flat)}, {'all captions' if max_captions is None else f'at most {max_captions} a sample'}",
         "text prefix": text_prefix or "none",
         "score": "cosine" if is_cosine(method) else f"{type(method).__name__}.similarity",
         "intervals": f"95 %, {resamples} bootstrap resamples of samples with their captions",
     }
     return RetrievalResult(
-        "Retrieval", metrics, intervals, protocol, sample_ranks, text_ranks, owner, flat, data, modality
+        "Retrieval", metrics, intervals, protocol, sample_ranks, text_ranks, owner, flat, features, modality
     )
 
 
-def scorer(method: Method, queries: Encoding, keys: Encoding) -> Scorer:
-    """Scores of some queries against some keys, on the CPU; by blocks on the method's device where they need tokens."""
-    if is_cosine(method):
-        left, right = normalize(queries.pooled, dim=-1), normalize(keys.pooled, dim=-1)
-        return lambda rows, columns: left[rows] @ right[columns].T
+@contextmanager
+def _encoded(
+    method: Method,
+    data: Source | Features,
+    modality: str,
+    text_prefix: str,
+    max_captions: int | None,
+    batch_size: int,
+    num_workers: int,
+    device: str,
+    precision: Precision,
+    limit: int | None,
+    index: str | Path | None,
+    identity: Mapping[str, Any] | None,
+) -> Iterator[tuple[Features, Rows, Rows]]:
+    """What the samples are, their encodings, and those of their captions one after the other."""
 
-    @torch.inference_mode()
-    def scores(rows: slice, columns: slice) -> Tensor:
-        some = rows_of(queries, rows).to(method.device)
-        candidates = rows_of(keys, columns)
-        step = max(1, PAIRS // len(some.pooled))
-        blocks = [
-            method.similarity(some, rows_of(candidates, slice(first, first + step)).to(method.device)).float().cpu()
-            for first in range(0, len(candidates.pooled), step)
-        ]
-        return torch.cat(blocks, 1)
+    def texts_of(features: Features) -> list[str]:
+        return [text_prefix + caption for own in features.extras["captions"] for caption in own[:max_captions]]
 
-    return scores
+    if is_cosine(method) or isinstance(data, Features):
+        if not isinstance(data, Features):
+            data = extract(
+                method, data, [modality], ["captions"], False, batch_size, num_workers, device, precision, limit
+            )
+        texts = encode_all(method, "text", texts_of(data), not is_cosine(method), device=device, precision=precision)
+        yield data, data.encodings[modality], texts
+        return
+    size = len(data) if limit is None else min(limit, len(data))
+    some = Part(data, [place * len(data) // size for place in range(size)])
+    options = {
+        "batch_size": batch_size, "num_workers": num_workers, "device": device, "precision": precision,
+        "identity": {**(identity or {}), "data": data.name}, "tokens": True,
+    }  # fmt: skip
+    with _shared_folder(index) as folder:
+        write_embeddings(method, some, folder / modality, [modality], also=["captions"], **options)
+        samples = EmbeddingIndex(folder / modality)
+        features = Features(
+            {},
+            torch.tensor(some.places)[samples.places],
+            samples.keys(),
+            {"captions": samples.beside("captions")},
+            data,
+            settings_of(method, [modality], data, len(samples), limit, precision),
+        )
+        options["identity"] |= {"prefix": text_prefix, "captions": max_captions}
+        write_embeddings(method, _Texts(texts_of(features)), folder / "text", ["text"], **options)
+        yield features, samples, EmbeddingIndex(folder / "text")
+
+
+def _ranks(
+    method: Method, queries: Rows, keys: Rows, query_groups: Tensor, key_groups: Tensor, text: str
+) -> Int64[Tensor, " Q"]:
+    """`metrics.ranks`, the blocks of queries shared out over the ranks."""
+    block = max(1, SCORES // max(len(key_groups), 1))
+    firsts = range(0, len(query_groups), block)[distributed.rank() :: distributed.world_size()]
+    found, places = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dtype=torch.int64)]
+    pairs = sum(min(block, len(query_groups) - first) for first in firsts) * len(key_groups)
+    with progress_of(pairs, text) as done:
+        score = scorer(method, queries, keys, done)
+        for first in firsts:
+            own = query_groups[first : first + block]
+
+            def shifted(rows: slice, columns: slice, first: int = first) -> Tensor:
+                return score(slice(rows.start + first, rows.stop + first), columns)
+
+            found.append(ranks(shifted, own, key_groups))
+            places.append(torch.arange(first, first + len(own)))
+    mine, positions = torch.cat(found).to(method.device), torch.cat(places).to(method.device)
+    return distributed.gather_ordered(mine, positions).cpu()
+
+
+@contextmanager
+def _shared_folder(folder: str | Path | None) -> Iterator[Path]:
+    """The folder, or a temporary one of the first rank, that all ranks use.
+
+    Raises:
+        FileNotFoundError: a rank does not see it.
+    """
+    with TemporaryDirectory(prefix="collimate-") as temporary:
+        shared = Path(folder or distributed.gather_objects(temporary)[0])
+        if folder is None and not shared.is_dir():
+            raise FileNotFoundError(f"This rank does not see {shared}: set `index` to a folder that all ranks see.")
+        yield shared
+        distributed.barrier("ranking")
+
+
+class _Texts(Source):
+    """Captions as samples, one after the other."""
+
+    name = "captions"
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts = texts
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def read(self, index: int) -> Sample:
+        return {"__key__": str(index), "__source__": self.name, "txt": self.texts[index]}
 
 
 @dataclass

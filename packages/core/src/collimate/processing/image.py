@@ -66,6 +66,22 @@ class ImageProcessor(Processor):
         image = transforms.center_crop(image, [self.size, self.size])
         return transforms.pil_to_tensor(image.convert("RGB"))
 
+    def placement(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Where the points of a picture come to lie, so that boxes and masks can follow it.
+
+        Args:
+            width, height: of the picture in pixels.
+
+        Returns:
+            (scale_x, scale_y, shift_x, shift_y): (x, y) moves to (scale_x x + shift_x, scale_y y + shift_y).
+        """
+        if self.resize == "squash":
+            return self.size / width, self.size / height, 0.0, 0.0
+        shorter = min(width, height)
+        resized = [int(self.size * side / shorter) for side in (width, height)]  # torchvision's rounding, and below
+        shift_x, shift_y = (-round((side - self.size) / 2) for side in resized)
+        return resized[0] / width, resized[1] / height, float(shift_x), float(shift_y)
+
     def finish(self, batch: Shaped[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
         """Bytes to normalised float32. A floating-point batch counts as normalised already: it is unchanged."""
         if batch.is_floating_point():

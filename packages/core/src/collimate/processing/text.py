@@ -40,6 +40,10 @@ class Tokenizer(Processor):
     def __call__(self, raw: str) -> Int64[Tensor, " L"]:
         raise NotImplementedError
 
+    def pieces(self, ids: Int64[Tensor, " L"]) -> list[str]:
+        """What each id stands for, for people: a word or a part of one; empty for start, end and padding."""
+        raise NotImplementedError
+
     def example(self) -> str:
         return "A photo of two dogs, taken at 12:30 in the rain & fog."
 
@@ -80,6 +84,14 @@ class ClipTokenizer(Tokenizer):
         ids = [self.start_id, *self._encoder(raw, self.context_length - 2), self.end_id]
         ids += [self.pad_id] * (self.context_length - len(ids))
         return torch.tensor(ids, dtype=torch.int64)
+
+    def pieces(self, ids: Int64[Tensor, " L"]) -> list[str]:
+        real = self.mask(ids[None])[0].tolist()
+        special = (self.start_id, self.end_id)
+        return [
+            self._encoder.decode(each).strip() if inside and each not in special else ""
+            for each, inside in zip(ids.tolist(), real, strict=True)
+        ]
 
     def vocabulary(self) -> tuple[dict[str, int], list[tuple[str, ...]]]:
         """Token to id, with the special tokens in OpenAI's spelling, and the merges in order of rank."""
@@ -129,6 +141,10 @@ class HuggingFaceTokenizer(Tokenizer):
         )
         return torch.tensor(encoded["input_ids"], dtype=torch.int64)
 
+    def pieces(self, ids: Int64[Tensor, " L"]) -> list[str]:
+        special = set(self._tokenizer.all_special_ids)
+        return ["" if each in special else self._tokenizer.decode([each]).strip() for each in ids.tolist()]
+
     def mask(self, batch: Int64[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
         """True where a token is no padding; up to the first end token where padding is the end token too."""
         return batch != self.pad_id if self.pad_id != self.end_id else super().mask(batch)
@@ -164,6 +180,10 @@ class _ClipEncoder:
             if len(ids) >= count:
                 break
         return ids[:count]
+
+    def decode(self, number: int) -> str:
+        """The text of one id."""
+        return self._bpe.decode([number])
 
     def vocabulary(self) -> tuple[dict[str, int], list[tuple[str, ...]]]:
         spelling = dict(zip(self.special_ids, ("<|startoftext|>", "<|endoftext|>"), strict=True))
