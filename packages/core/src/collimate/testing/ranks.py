@@ -28,6 +28,11 @@ from collimate.testing.gradients import assert_close
 
 Splits = Sequence[Sequence[int]]
 
+ATTEMPTS = 3
+"""How often a process group is tried: on a busy machine gloo now and then closes a connection while it makes them."""
+
+NO_GROUP = "the process group could not be made"
+
 GRACE = 2.0
 """Seconds after a rank's failure in which others may tell of an earlier one: when a rank fails, those that talk to it
 fail too, and only the first failure says why."""
@@ -121,6 +126,15 @@ class _Pool:
         self.workers: list[tuple[BaseProcess, Connection]] = []
 
     def run(self, function: Callable[..., Any], arguments: Sequence[Sequence[Any]], timeout: float) -> list[Any]:
+        for attempt in range(ATTEMPTS):
+            try:
+                return self._run(function, arguments, timeout)
+            except _NoGroup:  # nothing of the function has run yet
+                if attempt == ATTEMPTS - 1:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _run(self, function: Callable[..., Any], arguments: Sequence[Sequence[Any]], timeout: float) -> list[Any]:
         self._start(len(arguments))
         pipes = [pipe for _, pipe in self.workers[: len(arguments)]]
         results: dict[int, Any] = {}
@@ -148,7 +162,8 @@ class _Pool:
                     break
             if failures:
                 self.stop()
-                raise RuntimeError(min(failures)[1])
+                failure = min(failures)[1]
+                raise (_NoGroup if NO_GROUP in failure else RuntimeError)(failure)
         return [results[rank] for rank in range(len(arguments))]
 
     def stop(self) -> None:
@@ -178,7 +193,7 @@ def _work(pipe: Connection) -> None:
             return
         try:
             function, arguments, rank, ranks, store, timeout = cloudpickle.loads(job)
-            dist.init_process_group("gloo", f"file://{store}", timedelta(seconds=timeout), rank=rank, world_size=ranks)
+            _join(store, timeout, rank, ranks)
             answer = (None, function(*arguments))
         except BaseException:
             answer = (time.monotonic(), traceback.format_exc())
@@ -186,6 +201,17 @@ def _work(pipe: Connection) -> None:
             if dist.is_initialized():
                 dist.destroy_process_group()
         pipe.send_bytes(cloudpickle.dumps(answer))
+
+
+def _join(store: str, timeout: float, rank: int, ranks: int) -> None:
+    try:
+        dist.init_process_group("gloo", f"file://{store}", timedelta(seconds=timeout), rank=rank, world_size=ranks)
+    except Exception as error:
+        raise RuntimeError(NO_GROUP) from error
+
+
+class _NoGroup(RuntimeError):
+    """The ranks did not find each other."""
 
 
 class _by_value:
