@@ -76,7 +76,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(shards, tmp_path, m
     shards(23)
     spec = str(tmp_path / "shards")
     commands.shard(spec, str(tmp_path / "whole"), samples_per_shard=5)
-    write, calls = commands._write_shard, []
+    write, calls = commands.write_shard, []
 
     def dies(path, *rest):
         calls.append(path.name)
@@ -85,7 +85,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(shards, tmp_path, m
             raise KeyboardInterrupt
         return write(path, *rest)
 
-    monkeypatch.setattr(commands, "_write_shard", dies)
+    monkeypatch.setattr(commands, "write_shard", dies)
     with pytest.raises(KeyboardInterrupt):
         commands.shard(spec, str(tmp_path / "again"), samples_per_shard=5)
     commands.shard(spec, str(tmp_path / "again"), samples_per_shard=5)

@@ -36,6 +36,7 @@ DATA_VERBS: Mapping[str, Verb] = {
     "index": Verb("collimate.data.commands:index", "index shards: counts, sizes, checksums"),
     "inspect": Verb("collimate.data.commands:inspect", "show counts, keys, caption lengths and a few samples"),
     "verify": Verb("collimate.data.commands:verify", "decode everything and list what is damaged, with reasons"),
+    "caption": Verb("collimate.data.captioning:caption", "add synthetic captions to shards, by an image-to-text model"),
     "balance": Verb("collimate.data.commands:balance", "show what each rank and worker will read"),
 }
 

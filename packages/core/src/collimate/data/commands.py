@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -65,23 +65,18 @@ def shard(
         "shuffle": shuffle,
         "seed": seed,
     }
-    state = _resumed(folder, plan)
+    state = resumed(folder, plan)
     finished: list[dict[str, Any]] = state["shards"]
     corrupt: dict[str, int] = state["corrupt"]
-    names = class_names(source)
-    if names is not None:
-        write_atomically(folder / "classes.json", json.dumps({"classes": names}, indent=1).encode())
+    write_class_names(source, folder)
     order = Permutation(len(source), seed) if shuffle else range(len(source))
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("Writing shards", total=total, completed=sum(each["taken"] for each in finished))
         while (done := sum(each["taken"] for each in finished)) < total:
             path = folder / f"{len(finished):06d}.tar"
-            samples = _readable(source, [order[place] for place in range(done, min(total, done + samples_per_shard))])
-            written, taken = _write_shard(path, samples, done, max_bytes, corrupt, lambda: progress.advance(task))
-            entry = {"file": path.name, "samples": written, "taken": taken}
-            if written:
-                entry["sha256"] = shard_index(str(path), checksum=True).sha256
-            finished.append(entry)
+            places = range(done, min(total, done + samples_per_shard))
+            samples = _numbered(readable(source, [order[place] for place in places]), done)
+            finished.append(write_shard(path, samples, max_bytes, corrupt, lambda: progress.advance(task)))
             write_atomically(folder / MANIFEST, json.dumps({**plan, **state}, indent=1).encode())
     written = sum(each["samples"] for each in finished)
     console.print(f"{written} samples in {sum(bool(each['samples']) for each in finished)} shards in {folder}/.")
@@ -100,7 +95,7 @@ def index(shards: str, checksum: bool = True, workers: int = 2) -> None:
     paths = expand(shards)
     table = Table("shard", "samples", "MiB", "sha256", "trouble")
     bad = samples = size = 0
-    with ProcessPoolExecutor(workers) as pool, _progress() as progress:
+    with ProcessPoolExecutor(workers) as pool, progress_bar() as progress:
         jobs = pool.map(_index_one, paths, [checksum] * len(paths))
         for path, found in zip(paths, progress.track(jobs, total=len(paths), description="Indexing"), strict=True):
             if isinstance(found, str):
@@ -131,7 +126,7 @@ def inspect(data: str, limit: int = 10_000, show: int = 3) -> None:
     pixels, words = [], []
     corrupt: Counter[str] = Counter()
     shown = []
-    with _progress() as progress:
+    with progress_bar() as progress:
         for place in progress.track(indices, description="Reading"):
             try:
                 sample = source.read(place)
@@ -184,7 +179,7 @@ def verify(data: str, workers: int = 2, limit: int | None = None, report: str | 
     indices = _spread(len(source), limit or len(source))
     parts = [indices[start : start + 64] for start in range(0, len(indices), 64)]
     bad: list[tuple[str, str, str]] = []
-    with ProcessPoolExecutor(workers, initializer=_open_once, initargs=(source,)) as pool, _progress() as progress:
+    with ProcessPoolExecutor(workers, initializer=_open_once, initargs=(source,)) as pool, progress_bar() as progress:
         for found in progress.track(pool.map(_check, parts), total=len(parts), description="Decoding"):
             bad += found
     for url, reason in bad_shards.items():
@@ -244,15 +239,24 @@ def balance(data: str, ranks: int = 8, workers: int = 4, batch_size: int = 256) 
 # Writing --------------------------------------------------------------------------------------------------------
 
 
-def _write_shard(
+def write_shard(
     path: Path,
     samples: Iterable[Sample | CorruptSample],
-    first: int,
-    max_bytes: int,
+    max_bytes: float,
     corrupt: dict[str, int],
-    advance: Any,
-) -> tuple[int, int]:
-    """Write one shard; returns how many samples were written, and how many were taken."""
+    advance: Callable[[], None],
+) -> dict[str, Any]:
+    """Write one shard, which appears under its name only when it is whole, and its index beside it.
+
+    Args:
+        path: of the shard.
+        samples: each under its `__key__`; what is corrupt is left out, and counted in `corrupt` by its reason.
+        max_bytes: no further sample is taken after so many.
+        advance: called for each sample taken.
+
+    Returns:
+        the shard's entry in the manifest: its file, how many samples were written and taken, its checksum.
+    """
     from webdataset.writer import TarWriter
 
     partial = path.with_name(f".{path.name}.partial")
@@ -266,20 +270,22 @@ def _write_shard(
             if isinstance(sample, CorruptSample):
                 corrupt[sample.reason] = corrupt.get(sample.reason, 0) + 1
                 continue
-            members = {key: sample[key] for key in keys_of(sample)}
-            size += tar.write({"__key__": f"{first + taken - 1:09d}", **members})
+            size += tar.write({"__key__": sample["__key__"], **{key: sample[key] for key in keys_of(sample)}})
             written += 1
         tar.close()
         file.flush()
         os.fsync(file.fileno())
+    entry = {"file": path.name, "samples": written, "taken": taken}
     if written:
         os.replace(partial, path)
+        entry["sha256"] = shard_index(str(path), checksum=True).sha256
     else:
         partial.unlink()
-    return written, taken
+    return entry
 
 
-def _readable(source: Source, indices: Iterable[int]) -> Iterator[Sample | CorruptSample]:
+def readable(source: Source, indices: Iterable[int]) -> Iterator[Sample | CorruptSample]:
+    """The samples at these places; for one that cannot be read, what says why."""
     for place in indices:
         try:
             yield source.read(place)
@@ -287,8 +293,25 @@ def _readable(source: Source, indices: Iterable[int]) -> Iterator[Sample | Corru
             yield error
 
 
-def _resumed(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
-    """What an interrupted run of the same plan has finished."""
+def _numbered(samples: Iterable[Sample | CorruptSample], first: int) -> Iterator[Sample | CorruptSample]:
+    """Samples named by their place: the names of any source would not do for a tar file."""
+    for number, sample in enumerate(samples, first):
+        yield sample if isinstance(sample, CorruptSample) else {**sample, "__key__": f"{number:09d}"}
+
+
+def write_class_names(source: Source, folder: Path) -> None:
+    """What a source knows of its classes, where its shards' source will look for it."""
+    names = class_names(source)
+    if names is not None:
+        write_atomically(folder / "classes.json", json.dumps({"classes": names}, indent=1).encode())
+
+
+def resumed(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """The manifest, without its plan, of an interrupted run of the same plan; else an empty one.
+
+    Raises:
+        ValueError: the folder holds shards made otherwise.
+    """
     manifest = folder / MANIFEST
     if not manifest.is_file():
         if old := sorted(path.name for path in folder.glob("*.tar")):
@@ -300,7 +323,7 @@ def _resumed(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
             f"{folder} holds shards made otherwise: {changed[0]} was {state.get(changed[0])!r}, "
             f"now it is {plan[changed[0]]!r}. Choose another folder."
         )
-    return {"shards": state["shards"], "corrupt": state["corrupt"]}
+    return {key: value for key, value in state.items() if key not in plan}
 
 
 # Reading --------------------------------------------------------------------------------------------------------
@@ -379,6 +402,7 @@ def _histogram(title: str, values: list[int]) -> None:
             console.print(f"  {low:>4}-{high - 1:<6} {bar} {count}")
 
 
-def _progress() -> Progress:
+def progress_bar() -> Progress:
+    """How far a command is, and how long it will take."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console)

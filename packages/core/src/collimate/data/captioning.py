@@ -1,0 +1,238 @@
+"""`collimate data caption`: synthetic captions for shards, by any image-to-text model of transformers.
+
+They are added to each sample's `captions.json` as `{"text": ..., "kind": "synthetic", "model": ...}`, where
+`OneCaption(kinds=["synthetic"])` finds them; all else is copied as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from collimate.data.commands import (
+    MANIFEST,
+    console,
+    progress_bar,
+    readable,
+    resumed,
+    write_class_names,
+    write_shard,
+)
+from collimate.data.decoding import IMAGES, naming, value_of
+from collimate.data.files import write_atomically
+from collimate.data.shards import ShardSource
+from collimate.data.source import CorruptSample, Sample
+
+Precision = Literal["float32", "bfloat16", "float16"]
+QUESTION = "Describe the image in one sentence."  # ours, for models that must be asked something
+
+
+def caption(
+    shards: str,
+    output: str,
+    model: str,
+    prompt: str | None = None,
+    kind: str = "synthetic",
+    batch_size: int = 16,
+    max_tokens: int = 40,
+    beams: int = 1,
+    temperature: float = 0.0,
+    seed: int = 0,
+    device: str = "auto",
+    precision: Precision = "float32",
+) -> None:
+    """Add synthetic captions to shards. Needs the extra `collimate[huggingface]`.
+
+    Each shard is written anew, under its own name, with its samples in their order. It appears only when it is whole:
+    run the same command again after an interruption, and finished shards are kept. Samples whose picture is damaged are
+    copied without a caption, and counted. To share the work out, give each machine its own shards and output folder.
+
+    Args:
+        shards: a folder or pattern of shards with pictures.
+        output: the folder of the shards with captions.
+        model: an image-to-text model of transformers (BLIP, GIT, ViT with GPT-2, LLaVA, Qwen-VL, ...): a folder, or a
+            hub id.
+        prompt: what the model is asked, or what its captions begin with; it is taken off their front again.
+        kind: of the new captions.
+        batch_size: pictures at a time.
+        max_tokens: of a caption.
+        beams: of beam search; 1 takes the likeliest token each time.
+        temperature: above 0, captions are drawn at that temperature instead.
+        seed: of these draws.
+        device: `auto` is the first GPU where there is one, else the CPU.
+        precision: of the model.
+
+    Raises:
+        ValueError: two shards have one name, or the folder holds shards made otherwise.
+        OSError: there is no such model.
+    """
+    source, folder = ShardSource(shards), Path(output)
+    names = [Path(url).name for url in source.urls]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"Several shards are called {twice[0]}, but each is written under its own name.")
+    plan = {
+        "input": shards,
+        "samples": len(source),
+        "model": model,
+        "prompt": prompt,
+        "kind": kind,
+        "max_tokens": max_tokens,
+        "beams": beams,
+        "temperature": temperature,
+        "seed": seed,
+        "precision": precision,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {"without_caption": {}, **resumed(folder, plan)}
+    finished = {each["file"]: each["taken"] for each in state["shards"]}
+    write_class_names(source, folder)
+    ends = source.counts.cumsum().tolist()
+    captioner = None
+    with progress_bar() as progress:
+        task = progress.add_task("Writing captions", total=len(source), completed=sum(finished.values()))
+        for number, (name, count, end) in enumerate(zip(names, source.counts.tolist(), ends, strict=True)):
+            if name in finished or not count:
+                continue
+            captioner = captioner or Captioner(model, prompt, max_tokens, beams, temperature, device, precision)
+            captioner.seed(seed + number)  # anew for each shard: an interrupted run draws what the whole one would
+            without: Counter[str] = Counter()
+            samples = _captioned(source, range(end - count, end), captioner, batch_size, kind, without)
+            entry = write_shard(folder / name, samples, math.inf, state["corrupt"], lambda: progress.advance(task))
+            state["without_caption"] = dict(without + Counter(state["without_caption"]))
+            state["shards"].append(entry)
+            write_atomically(folder / MANIFEST, json.dumps({**plan, **state}, indent=1).encode())
+    written = sum(each["samples"] for each in state["shards"])
+    captions = written - sum(state["without_caption"].values())
+    console.print(f"{captions} captions for {written} samples in {len(state['shards'])} shards in {folder}/.")
+    for reason, count in sorted(state["without_caption"].items()):
+        console.print(f"Without caption: {count} x {reason}.")
+    for reason, count in sorted(state["corrupt"].items()):
+        console.print(f"Left out: {count} x {reason}.")
+
+
+class Captioner:
+    """An image-to-text model of transformers as a function of pictures.
+
+    Args:
+        model: a folder or a hub id.
+        prompt, max_tokens, beams, temperature, device, precision: as for `caption`.
+
+    Raises:
+        ImportError: transformers is not installed.
+        OSError: there is no such model.
+        ValueError: the model takes no prompt.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        prompt: str | None = None,
+        max_tokens: int = 40,
+        beams: int = 1,
+        temperature: float = 0.0,
+        device: str = "auto",
+        precision: Precision = "float32",
+    ) -> None:
+        import torch
+        from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+
+        local = Path(model).is_dir()
+        self.name = Path(model).resolve().name if local else model
+        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.dtype = getattr(torch, precision)
+        network: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=self.dtype, local_files_only=local)
+        self.network = network.to(self.device).eval()
+        self.processor: Any
+        if network.config.model_type == "vision-encoder-decoder":  # any image model before any text model
+            if prompt:
+                raise ValueError(f"{model} is a picture's encoder before a text decoder, which takes no prompt.")
+            self.processor = AutoImageProcessor.from_pretrained(model, local_files_only=local)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(model, local_files_only=local)
+        else:
+            self.processor = AutoProcessor.from_pretrained(model, local_files_only=local)
+            self.tokenizer = self.processor.tokenizer
+            self.tokenizer.padding_side = "left"  # a decoder goes on from the last position
+        self.text = _asked(self.processor, prompt)
+        self.echo = _plain(self.tokenizer, prompt) if prompt else ""
+        sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+        self.settings = {"max_new_tokens": max_tokens, "num_beams": beams, **sampling}
+
+    def __call__(self, pictures: Sequence[Image.Image]) -> list[str]:
+        """One text for each RGB picture; may be empty."""
+        import torch
+
+        asked = {} if self.text is None else {"text": [self.text] * len(pictures), "padding": True}
+        inputs = self.processor(images=list(pictures), return_tensors="pt", **asked)
+        inputs = inputs.to(self.device, dtype=self.dtype)  # of what is floating
+        given = inputs["input_ids"].clone() if "input_ids" in inputs else None
+        with torch.inference_mode():
+            tokens = self.network.generate(**inputs, **self.settings)
+        if given is not None and torch.equal(tokens[:, : given.shape[1]], given):  # some repeat what they were given
+            tokens = tokens[:, given.shape[1] :]
+        texts = (" ".join(text.split()) for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True))
+        return [text.removeprefix(self.echo).strip() for text in texts]
+
+    def seed(self, number: int) -> None:
+        """Begin the draws of captions anew."""
+        import torch
+
+        torch.manual_seed(number)
+
+
+def _asked(processor: Any, prompt: str | None) -> str | None:
+    """What a model's processor takes as text: chat models are asked in the form of their template."""
+    if not getattr(processor, "chat_template", None):
+        return prompt
+    content = [{"type": "image"}, {"type": "text", "text": prompt or QUESTION}]
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+
+def _plain(tokenizer: Any, text: str) -> str:
+    """A text as the tokenizer would give it back."""
+    return " ".join(tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True).split())
+
+
+def _captioned(
+    source: ShardSource,
+    places: Sequence[int],
+    captioner: Captioner,
+    batch_size: int,
+    kind: str,
+    without: Counter[str],
+) -> Iterator[Sample | CorruptSample]:
+    """The samples at these places, in order, with a caption where they have a picture to describe."""
+    for first in range(0, len(places), batch_size):
+        samples = list(readable(source, places[first : first + batch_size]))
+        found: list[tuple[Sample, list[Any], Image.Image]] = []
+        for sample in samples:
+            if isinstance(sample, CorruptSample):
+                continue
+            try:
+                found.append((sample, _captions(sample), _picture(sample)))
+            except CorruptSample as error:
+                without[error.reason] += 1
+        texts = captioner([picture for *_, picture in found]) if found else []
+        for (sample, captions, _), text in zip(found, texts, strict=True):
+            if not text:
+                without["the model said nothing"] += 1
+                continue
+            captions = [*captions, {"text": text, "kind": kind, "model": captioner.name}]
+            sample["captions.json"] = json.dumps(captions, ensure_ascii=False).encode()
+        yield from samples
+
+
+def _captions(sample: Sample) -> list[Any]:
+    """The captions of a sample's `captions.json`, as they are."""
+    found = value_of(sample, ("captions.json",)) if "captions.json" in sample else []
+    return found if isinstance(found, list) else [found]
+
+
+def _picture(sample: Sample) -> Image.Image:
+    with naming(sample, "image"):
+        return value_of(sample, IMAGES).convert("RGB")
