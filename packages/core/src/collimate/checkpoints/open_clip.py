@@ -73,7 +73,7 @@ def read_open_clip(
     image_encoder, image_projection = _image_tower(config["vision_cfg"], dim, config.get("quick_gelu", False))
     text_encoder, text_projection = _text_tower(config["text_cfg"], dim, config.get("quick_gelu", False))
     if weights is not None:
-        names = [*_image_names(image_encoder, image_projection), *_text_names(text_projection), *LOGITS]
+        names = [*_image_names(image_encoder, image_projection), *_text_names(text_projection), *LOGITS, *LOCAL]
         weights = to_ours(_normal_form(weights), names)
     preprocessing = config.get("preprocess_cfg") or (_released(name, tag) if name else {})
     arguments = {
@@ -164,6 +164,10 @@ def preprocessing_to_open_clip(method: ImageTextMethod) -> dict[str, Any]:
 
 
 LOGITS = (Rename("logit_scale", "logit_scale"), Rename("logit_bias", "logit_bias"))
+LOCAL = (  # DreamLIP's, where its training code has them
+    Rename("visual.proj2", "local_projection.linear.weight", transposed=True),
+    Rename("logit_scale_local", "local_logit_scale"),
+)
 
 
 def _image_names(encoder: Any, projection: nn.Module) -> list[Rename]:
@@ -194,7 +198,7 @@ def _has_bias(projection: nn.Module) -> bool:
 def _normal_form(weights: Weights) -> dict[str, Tensor]:
     """One spelling of what open_clip's versions wrote in several."""
     normal = convert_to_custom_text_state_dict(dict(weights))
-    for name in ("logit_scale", "logit_bias"):
+    for name in ("logit_scale", "logit_bias", "logit_scale_local"):
         if name in normal:
             normal[name] = normal[name].reshape(())
     return {name: value for name, value in normal.items() if not name.endswith(("attn_mask", "position_ids"))}

@@ -43,8 +43,8 @@ class TwoTowers:
         if self.weights is not None:
             own = built.state_dict()
             weights = {**{name: own[name] for name in objective_names(own)}, **self.weights}
-            if "logit_bias" not in own:
-                weights.pop("logit_bias", None)  # a constant on every logit changes no softmax
+            for name in set(objective_names(weights)) - own.keys():
+                del weights[name]  # of another objective: a bias on every logit changes no softmax
             try:
                 built.load_state_dict(weights)
             except RuntimeError as error:
@@ -61,11 +61,11 @@ class Rename(NamedTuple):
 
 
 def objective_names(names: Iterable[str]) -> list[str]:
-    """The weights that serve a method's objective alone, such as a bias on all logits or a history of batches.
+    """The weights that serve a method's objective alone: a bias on all logits, a history of batches, a further head.
 
-    A published model may lack them: the method then starts with its own.
+    A published model may lack them: the method then starts with its own. Those of other methods are dropped.
     """
-    return [name for name in names if "." not in name and name != "logit_scale"]
+    return [name for name in names if not name.startswith(("encoders.", "projections.")) and name != "logit_scale"]
 
 
 def to_ours(weights: Mapping[str, Tensor], names: Iterable[Rename]) -> dict[str, Tensor]:
