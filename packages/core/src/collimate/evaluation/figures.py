@@ -127,6 +127,32 @@ def curves(series: Mapping[str, Sequence[tuple[float, float]]], label: str = "st
     return figure
 
 
+def histograms(panels: Mapping[str, Mapping[str, Float[Tensor, " N"]]]) -> Figure:
+    """How quantities are distributed in groups of samples, a panel for each quantity.
+
+    Args:
+        panels: quantity -> group -> values; NaN are left out. Each group's bars are shares of the group.
+    """
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.2 * rows), layout="constrained")
+    colours = dict(zip(dict.fromkeys(group for groups in panels.values() for group in groups), COLOURS, strict=False))
+    for place, (name, groups) in enumerate(panels.items()):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        _plain(axes)
+        finite = {group: values[values.isfinite()] for group, values in groups.items()}
+        every = torch.cat(list(finite.values()))
+        edges = torch.linspace(*every.aminmax(), 41).tolist() if len(every.unique()) > 1 else 1
+        for group, values in finite.items():
+            share = torch.full_like(values, 1 / max(len(values), 1))
+            options = {"weights": share, "color": colours[group], "alpha": 0.6, "label": group}
+            axes.hist(values, edges, **options)  # type: ignore[arg-type]
+        axes.set_title(name, fontsize=10, color=INK, loc="left")
+        if place == 0 and len(colours) > 1:
+            _legend(axes)
+    return figure
+
+
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()

@@ -1,0 +1,61 @@
+"""The app's own verbs. What is heavy is imported when they run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from collimate.data import CaptionChoice
+
+
+def consistency(
+    checkpoint: str,
+    data: str,
+    output: str = "runs/consistency",
+    captions: dict[str, CaptionChoice] | None = None,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: str = "auto",
+    precision: Literal["float32", "bfloat16", "float16"] = "float32",
+    limit: int | None = None,
+    resamples: int = 1000,
+) -> None:
+    """Show how much ALIP's gates trust each picture's text and caption, and how well they tell wrong ones.
+
+    Args:
+        checkpoint: a model folder, or a .ckpt of a training run; of ALIP, or of another method of images and text.
+        data: pictures with raw texts and synthetic captions (see `collimate data inspect`).
+        output: the folder of report.html, report.json and weights.csv, which has every sample.
+        captions: which are the `text` and the `caption` of a sample, as in a recipe's `data.captions`.
+        batch_size: samples encoded at a time.
+        num_workers: processes that read and decode; 0 reads in this one.
+        device: `auto` is the first GPU where there is one, else the CPU.
+        precision: of the encoders.
+        limit: at most so many samples, spread over the data.
+        resamples: of the bootstrap intervals.
+    """
+    from rich import get_console
+
+    import collimate
+    from collimate.data import open_source
+    from collimate.evaluation import Report
+    from collimate_vision_language.consistency import evaluate_consistency
+
+    found = evaluate_consistency(
+        collimate.load(checkpoint),
+        open_source(data),
+        captions,
+        batch_size,
+        num_workers,
+        device,
+        precision,
+        limit,
+        resamples,
+    )
+    report = Report(found.title, checkpoint)
+    found.add_to(report)
+    page = report.save(output)
+    table = Path(output) / "weights.csv"
+    found.write_table(table)
+    get_console().print(found.table())
+    get_console().print(f"Report: {page}\nJSON:   {page.with_suffix('.json')}\nTable:  {table}")
