@@ -196,6 +196,17 @@ def test_the_methods_terms_are_its_losses():
     assert all(parameter.grad is not None for parameter in method.parameters())
 
 
+def test_the_map_is_the_weights_of_every_image_with_every_text():
+    method, given = dreamlip(sigma=0.1), make_batch()
+    image, text = method.encode("image", given["image"]), method.encode("text", given["text"][:3, 0])
+    maps = method.localization_map(image, text)
+    assert maps.shape == (4, 3, 16)
+    for i in range(4):
+        for t in range(3):
+            one = grouping_weights(text.pooled[t].view(1, 1, -1), image.tokens[i, None], 0.1)
+            torch.testing.assert_close(maps[i, t], one[0, 0])
+
+
 def test_texts_without_a_dimension_of_sub_captions_are_one_each():
     method, given = dreamlip(), make_batch()
     one, several = ({**given, "text": given["text"][:, first]} for first in (0, slice(1)))

@@ -242,6 +242,12 @@ class DreamLIP(Method):
             "grouping": self.grouping_loss(grouped, text, self.local_logit_scale.exp(), ids),
         }
 
+    def localization_map(self, image: Encoding, text: Encoding) -> Float[Tensor, "N T M"]:
+        """w of N images with T texts each: where the image shows what the text says."""
+        assert image.tokens is not None
+        texts = text.pooled.float().expand(len(image.pooled), -1, -1)
+        return grouping_weights(texts, image.tokens.float(), self.sigma, self.normalization)
+
     @torch.no_grad()
     def after_optimizer_step(self) -> None:
         for scale in (self.logit_scale, self.local_logit_scale):
