@@ -10,6 +10,9 @@ from torch.utils.data import DataLoader
 
 from collimate.configurable import build
 from collimate.encoders import Frozen, LoRA
+from collimate.losses import SharedLabels, clip_loss
+from collimate.losses.negatives import text_ids
+from collimate.testing import assert_cached_equals_full, assert_same_on_ranks
 from collimate.training import Optimization
 
 
@@ -38,6 +41,59 @@ def test_clip_loss_is_the_papers(tiny_clip, batch):
     expected = (cross_entropy(logits, labels) + cross_entropy(logits.T, labels)) / 2
     torch.testing.assert_close(tiny_clip.loss_terms(batch)["clip"], expected)
     assert tiny_clip.logit_scale.item() == pytest.approx(math.log(1 / 0.07))
+
+
+@pytest.fixture
+def repeating(batch):
+    """A batch in which three samples share one caption and two another."""
+    return {**batch, "text": batch["text"][[0, 1, 0, 2, 1, 0]]}
+
+
+def test_masked_duplicates_are_no_negatives(make_clip, repeating, batch):
+    method = make_clip(mask_duplicates=True)
+    logits = method.logit_scale.exp() * cosines(method, repeating)
+    captions = torch.tensor([0, 1, 0, 2, 1, 0])
+    duplicates = (captions[:, None] == captions) & ~torch.eye(6, dtype=torch.bool)
+    logits = logits.masked_fill(duplicates, -torch.inf)
+    labels = torch.arange(6)
+    expected = (cross_entropy(logits, labels) + cross_entropy(logits.T, labels)) / 2
+    torch.testing.assert_close(method.loss_terms(repeating)["clip"], expected)
+    assert expected < make_clip().loss_terms(repeating)["clip"]
+    torch.testing.assert_close(method.loss_terms(batch), make_clip().loss_terms(batch))
+    assert build(method.config()).mask_duplicates
+
+
+def masked(image, text, tokens, scale):
+    """What `CLIP.losses` computes with `mask_duplicates`; ranks need no whole method for it."""
+    return clip_loss(image, text, scale, ids=text_ids(tokens))
+
+
+def test_duplicates_of_other_ranks_are_masked_too(make_clip, repeating):
+    method = make_clip(mask_duplicates=True)
+    rows = {name: value.detach() for name, value in method.embed(repeating).items()} | {"tokens": repeating["text"]}
+    scale = method.logit_scale.exp().detach()
+    torch.testing.assert_close(masked(**rows, scale=scale), method.losses(rows, repeating)["clip"])
+    assert_same_on_ranks(masked, rows, {"scale": scale}, ranks=(2, 3))
+
+
+def test_the_gradient_cache_sees_the_duplicates_of_other_chunks(make_clip, repeating):
+    method = make_clip(mask_duplicates=True)
+
+    def loss(chunk):
+        method.gradient_cache = chunk
+        return method.loss_terms(repeating)["clip"]
+
+    parameters = dict(method.named_parameters())
+    assert_cached_equals_full(lambda: loss(None), lambda: loss(2), parameters, tolerance=1e-5)
+
+
+def test_duplicates_as_positives_are_clips_loss(tiny_clip, repeating):
+    """Why there is no such option: `clip.py` says that it would change nothing."""
+    embeddings, ids = tiny_clip.embed(repeating), text_ids(repeating["text"])
+    positives = clip_loss(
+        embeddings["image"], embeddings["text"], tiny_clip.logit_scale.exp(), targets=SharedLabels(ids, ids)
+    )
+    torch.testing.assert_close(positives, tiny_clip.loss_terms(repeating)["clip"])
 
 
 def test_siglip_loss_is_the_papers(make_siglip, batch):

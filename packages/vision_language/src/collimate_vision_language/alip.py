@@ -48,7 +48,7 @@ from collimate.distributed import Group
 from collimate.encoders import Encoder, LinearProjection, Projection
 from collimate.encoding import Encoding
 from collimate.losses import symmetric_info_nce
-from collimate.losses.negatives import given_keys
+from collimate.losses.negatives import given_keys, text_ids
 from collimate.processing import Processor
 from collimate.training import Method
 
@@ -176,12 +176,6 @@ def adaptive_losses(
             group=group,
         ),
     )
-
-
-def text_ids(tokens: Int64[Tensor, "n L"]) -> Int64[Tensor, " n"]:
-    """One number for each text, equal for equal texts: a polynomial hash modulo 2^64, the same on every rank."""
-    powers = torch.full((tokens.shape[1],), _HASH_BASE, device=tokens.device).cumprod(0)
-    return (tokens * powers).sum(1)
 
 
 @torch.no_grad()
@@ -312,6 +306,3 @@ class ALIP(Method):
         The released weights have open_clip's names: `ALIP.from_open_clip("ViT-B-32", "ALIP_YFCC15M_B32.pt")`.
         """
         return read_open_clip(model, checkpoint, **processors).build(cls)
-
-
-_HASH_BASE = 0x5851F42D4C957F2D  # the odd multiplier of Knuth's 64-bit congruential generator (MMIX)

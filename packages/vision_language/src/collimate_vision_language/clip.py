@@ -10,6 +10,11 @@ t starts at ln(1/0.07) and is clamped to [0, ln 100] after every optimizer step,
 
 Departures: none in the numbers. The softmax runs over the samples of all ranks with exact gradients, and in
 tiles, so that no similarity matrix is held.
+
+Duplicate captions. Where y_i = y_j (class names as captions, mixed data sets), the image of one is a negative of the
+other's text. `mask_duplicates` takes such pairs out of both sums; it is ours, and off unless asked for. To count them
+as positives of one another (`SharedLabels`) would change nothing: equal vectors have equal logits, so over the
+samples of one caption the identity's losses have the same sum.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ from collimate.checkpoints.open_clip import read_open_clip, read_openai
 from collimate.encoders import Encoder, LinearProjection, Projection
 from collimate.encoding import Encoding
 from collimate.losses import clip_loss
+from collimate.losses.negatives import text_ids
 from collimate.processing import Processor
 from collimate.training import Method
 
@@ -43,6 +49,8 @@ class CLIP(Method):
         text_projection: the text tower's vectors into the joint space; one matrix if None.
         init_logit_scale: s at the start.
         max_logit_scale: s is held between 1 and this.
+        mask_duplicates: leave out of the loss the pairs of different samples, on any rank, whose captions have the
+            same tokens.
     """
 
     modalities = ("image", "text")
@@ -58,6 +66,7 @@ class CLIP(Method):
         text_projection: Projection | None = None,
         init_logit_scale: float = 1 / 0.07,
         max_logit_scale: float = 100.0,
+        mask_duplicates: bool = False,
     ) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict({"image": image_encoder, "text": text_encoder})
@@ -70,13 +79,15 @@ class CLIP(Method):
         self.processors = {"image": image_processor, "text": tokenizer}
         self.logit_scale = nn.Parameter(torch.tensor(math.log(init_logit_scale)))  # t, the logarithm
         self.max_logit_scale = max_logit_scale
+        self.mask_duplicates = mask_duplicates
 
     def forward(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> Encoding:
         projection: Any = self.projections[modality]
         return projection.project(self.encoders[modality](inputs, mask))
 
     def losses(self, embeddings: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
-        return {"clip": clip_loss(embeddings["image"], embeddings["text"], self.logit_scale.exp())}
+        ids = text_ids(batch["text"]) if self.mask_duplicates else None
+        return {"clip": clip_loss(embeddings["image"], embeddings["text"], self.logit_scale.exp(), ids=ids)}
 
     @torch.no_grad()
     def after_optimizer_step(self) -> None:

@@ -1,6 +1,6 @@
 """Negatives: which pairs take part in a contrast, asked for tile by tile (`collimate.kernels.tiles.Keep`).
 
-Shape legend: n queries of this rank, M keys of all ranks in rank order.
+Shape legend: n queries of this rank, M keys of all ranks in rank order, L text tokens.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from collimate import distributed
 from collimate.kernels.tiles import Keep
+
+HASH_BASE = 0x5851F42D4C957F2D  # the odd multiplier of Knuth's 64-bit congruential generator (MMIX)
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,12 @@ class Masked:
 
     def __call__(self, rows: slice, columns: slice) -> Bool[Tensor, "rows columns"]:
         return self.mask[rows, columns]
+
+
+def text_ids(tokens: Int[Tensor, "n L"]) -> Int[Tensor, " n"]:
+    """One number for each text, equal for equal texts: a polynomial hash modulo 2^64, the same on every rank."""
+    powers = torch.full((tokens.shape[1],), HASH_BASE, device=tokens.device).cumprod(0)
+    return (tokens * powers).sum(1)
 
 
 def given_keys(given: Bool[Tensor, " n"], group: distributed.Group = None) -> Given | None:
