@@ -1,6 +1,7 @@
 """Procedural scenes seen through every sensor: the embedded, always synthetic, data set."""
 
 from collimate_world.captions import KINDS, Caption, caption, phrase, sentence
+from collimate_world.negatives import NEGATIVE_KINDS, Negative, negatives
 from collimate_world.picture import Picture
 from collimate_world.relations import CONVERSE, Relation, relations
 from collimate_world.scene import COLOURS, HELD_OUT, SHAPES, SIZES, TEXTURES, Light, Scene, Thing, sample_scene
@@ -13,18 +14,21 @@ __all__ = [
     "HELD_OUT",
     "HELD_OUT_CLASSES",
     "KINDS",
+    "NEGATIVE_KINDS",
     "SHAPES",
     "SIZES",
     "TEMPLATES",
     "TEXTURES",
     "Caption",
     "Light",
+    "Negative",
     "Picture",
     "Relation",
     "Scene",
     "Thing",
     "WorldSource",
     "caption",
+    "negatives",
     "phrase",
     "relations",
     "sample_scene",

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import numpy as np
+from jaxtyping import UInt8
+
 from collimate.data import Sample, Source
 from collimate_world.captions import KINDS, Kind, caption, phrase
+from collimate_world.negatives import negatives
 from collimate_world.picture import Picture
 from collimate_world.relations import relations
 from collimate_world.scene import COLOURS, HELD_OUT, SHAPES, Combinations, Scene, Split, sample_scene
@@ -25,7 +29,8 @@ class WorldSource(Source):
 
     A sample has `png` (uint8 array of (size, size, 3)), `txt`, `captions.json` (one of each kind, with its truth),
     `regions.json` (box in pixels and phrase of each object), `json` (the scene, and that it is synthetic), and for
-    scenes of one object `cls`.
+    scenes of one object `cls`. Where they are asked for, it has `instances.png` (the number of the object that each
+    pixel shows, from 1 in the order of the regions) and `compositional.json` (captions with hard negatives).
 
     Args:
         split: train, val or test. Held-out combinations of colour and shape occur in the last two only.
@@ -36,6 +41,8 @@ class WorldSource(Source):
         text: the kind of caption that is the sample's `txt`.
         noise_rate: the share of noisy captions that are wrong.
         combinations: `seen` in training, `held_out`, or `all`; by default what the split allows.
+        masks: samples have `instances.png`.
+        negatives: samples have `compositional.json`.
 
     Raises:
         ValueError: an argument is not one of these; says which are.
@@ -51,6 +58,8 @@ class WorldSource(Source):
         text: str = "short",
         noise_rate: float = 0.4,
         combinations: str | None = None,
+        masks: bool = False,
+        negatives: bool = False,
     ) -> None:
         if text not in KINDS:
             raise ValueError(f"The text of a sample is one of {', '.join(KINDS)}; not {text!r}.")
@@ -63,6 +72,7 @@ class WorldSource(Source):
         self.objects = _range(objects)
         self.length, self.size, self.seed = length, size, seed
         self.text, self.noise_rate = cast(Kind, text), noise_rate
+        self.masks, self.negatives = masks, negatives
         self.name = f"world:{split}?objects={objects}"
         if self.objects == (1, 1):
             self.class_names, self.templates = CLASS_NAMES, TEMPLATES
@@ -92,6 +102,10 @@ class WorldSource(Source):
         }
         if self.objects == (1, 1):
             sample["cls"] = CLASS_NAMES.index(scene.things[0].name)
+        if self.masks:
+            sample["instances.png"] = instances(picture)
+        if self.negatives:
+            sample["compositional.json"] = [dict(vars(one)) for one in negatives(scene)]
         return sample
 
 
@@ -101,6 +115,12 @@ def regions(picture: Picture) -> list[dict[str, Any]]:
         {"box": box.tolist(), "phrase": phrase(thing), "name": thing.name}
         for thing, box in zip(picture.scene.things, picture.boxes, strict=True)
     ]
+
+
+def instances(picture: Picture) -> UInt8[np.ndarray, "S S"]:
+    """For each pixel the number, from 1, of the object that it shows; 0 for the background."""
+    numbers = np.arange(1, len(picture.masks) + 1, dtype=np.uint8)
+    return (picture.masks * numbers[:, None, None]).sum(axis=0, dtype=np.uint8)
 
 
 def description(scene: Scene) -> dict[str, Any]:
