@@ -1,11 +1,15 @@
 """Contrastive losses: a choice on four axes (similarity, targets, weights, negatives) over one tiled core.
 
 `clip_loss`, `siglip_loss`, `supcon_loss` and `cwcl_loss` are a few lines each on `info_nce`, `symmetric_info_nce` and
-`sigmoid_contrast`. None of them ever holds a matrix of all pairs, and all are exact across devices.
+`sigmoid_contrast`. None of them ever holds a matrix of all pairs, and all are exact across devices. `filip_loss` has
+another similarity, `late_interaction`, and holds a score a pair, but never the products of tokens behind it.
 """
 
 from collimate.losses.clip import clip_loss
 from collimate.losses.cwcl import cwcl_loss
+from collimate.losses.filip import filip_loss
+from collimate.losses.late_interaction import Selected, late_interaction, select_tokens
+from collimate.losses.scores import symmetric_info_nce_of_scores
 from collimate.losses.siglip import siglip_loss
 from collimate.losses.sigmoid import sigmoid_contrast
 from collimate.losses.softmax import (
@@ -20,6 +24,7 @@ from collimate.losses.targets import Paired, SharedLabels, Similarities, Softene
 
 __all__ = [
     "Paired",
+    "Selected",
     "SharedLabels",
     "Similarities",
     "Softened",
@@ -28,11 +33,15 @@ __all__ = [
     "Weights",
     "clip_loss",
     "cwcl_loss",
+    "filip_loss",
     "info_nce",
     "info_nce_losses",
+    "late_interaction",
+    "select_tokens",
     "siglip_loss",
     "sigmoid_contrast",
     "supcon_loss",
     "symmetric_info_nce",
     "symmetric_info_nce_losses",
+    "symmetric_info_nce_of_scores",
 ]

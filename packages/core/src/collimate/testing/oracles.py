@@ -2,7 +2,7 @@
 
 They are for tests: slow, O(B^2) in memory, and differentiable by plain autograd. Give float64 tensors.
 
-Shape legend: B samples, N queries, M keys, V views, D width.
+Shape legend: B samples, N queries, M keys, V views, D width; Q queries of P tokens and K keys of L tokens.
 """
 
 from __future__ import annotations
@@ -132,3 +132,32 @@ def cwcl_loss(
     logits = logit_scale * cosines(frozen, trained)
     weights = (cosines(teacher, teacher).detach() + 1) / 2
     return softmax_losses(logits, weights).mean() + softmax_losses(logits.T).mean()
+
+
+def late_interaction(
+    query: Float[Tensor, "Q P D"],
+    key: Float[Tensor, "K L D"],
+    query_mask: Bool[Tensor, "Q P"] | None = None,
+    key_mask: Bool[Tensor, "K L"] | None = None,
+) -> Float[Tensor, "Q K"]:
+    """Mean over a query's real tokens of the largest cosine to a real token of a key."""
+    products = torch.einsum("qpd,kld->qkpl", normalize(query.double(), dim=-1), normalize(key.double(), dim=-1))
+    if key_mask is not None:
+        products = products.masked_fill(~key_mask[None, :, None], -torch.inf)
+    best = products.amax(3)
+    if query_mask is None:
+        return best.mean(2)
+    return (best * query_mask[:, None]).sum(2) / query_mask.sum(1)[:, None]
+
+
+def filip_loss(
+    image: Float[Tensor, "B P D"],
+    text: Float[Tensor, "B L D"],
+    logit_scale: Float[Tensor, ""] | float,
+    image_mask: Bool[Tensor, "B P"] | None = None,
+    text_mask: Bool[Tensor, "B L"] | None = None,
+) -> Float[Tensor, ""]:
+    """Images over texts and texts over images, each by its own late interaction."""
+    by_image = logit_scale * late_interaction(image, text, image_mask, text_mask)
+    by_text = logit_scale * late_interaction(text, image, text_mask, image_mask)
+    return (softmax_losses(by_image).mean() + softmax_losses(by_text).mean()) / 2
