@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from collimate.evaluation.metrics import retrieval_metrics
 from collimate.evaluation.index import scorer
+from collimate.evaluation.metrics import retrieval_metrics
 from collimate.evaluation.retrieval import evaluate_retrieval
 from collimate.testing import run_on_ranks
 

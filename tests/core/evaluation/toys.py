@@ -3,6 +3,7 @@
 import io
 import json
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
@@ -124,3 +125,45 @@ class ColourPictures(Source):
             "cls": label,
             "captions.json": json.dumps(captions).encode(),
         }
+
+
+class ColourScenes(Source):
+    """Pictures of `SIDE` pixels with a coloured square in two of four corners, its region, and hard negatives."""
+
+    SIDE = 32
+
+    def __init__(self, size=12, masks=False, wide=False):
+        self.size, self.masks, self.wide, self.name = size, masks, wide, "scenes"
+
+    def __len__(self):
+        return self.size
+
+    def places(self, index):
+        """colour -> the corner (row, column) of its square."""
+        names, corners = list(COLOURS)[:4], [(0, 0), (0, 1), (1, 0), (1, 1)]
+        first, second = index % 4, (index % 4 + 1 + index // 4 % 3) % 4
+        return {names[first]: corners[index % 4], names[second]: corners[(index + 1 + index % 3) % 4]}
+
+    def read(self, index):
+        side, half, margin = self.SIDE, self.SIDE // 2, 2
+        pixels = np.full((side, side * 2 if self.wide else side, 3), (110, 100, 90), np.uint8)
+        instances, regions = np.zeros(pixels.shape[:2], np.uint8), []
+        left = half if self.wide else 0  # where the middle crop of a wide picture begins
+        for number, (name, (row, column)) in enumerate(self.places(index).items(), 1):
+            x0, y0 = left + column * half + margin, row * half + margin
+            x1, y1 = x0 + half - 2 * margin, y0 + half - 2 * margin
+            pixels[y0:y1, x0:x1], instances[y0:y1, x0:x1] = COLOURS[name], number
+            regions.append({"box": [x0, y0, x1, y1], "phrase": f"the {name}", "name": name})
+        a, b = self.places(index)
+        other = next(name for name in COLOURS if name not in (a, b))
+        pair = {"caption": f"a {a} thing", "negative": f"a {other} thing"}
+        swapped = {"caption": "white" if index % 2 else a, "negative": b if index % 2 else "white"}
+        sample = {
+            "__key__": f"scene {index}",
+            "__source__": self.name,
+            "png": pixels,
+            "txt": f"{a} and {b}",
+            "regions.json": regions,
+            "compositional.json": [{"kind": "replace", **pair}, {"kind": "swap", **swapped}],
+        }
+        return {**sample, "instances.png": instances} if self.masks else sample

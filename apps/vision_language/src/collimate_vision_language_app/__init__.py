@@ -8,9 +8,11 @@ APP = App(
     package="collimate_vision_language_app",
     demo="clip_demo",
     verbs={
+        "localize": Verb("collimate.evaluation.commands:localize", "point at phrases, and segment by class names"),
+        "compositional": Verb("collimate.evaluation.commands:compositional", "choose captions among hard negatives"),
         "consistency": Verb(
             "collimate_vision_language_app.commands:consistency",
             "show which texts ALIP's gates distrust, and how rightly",
-        )
+        ),
     },
 )

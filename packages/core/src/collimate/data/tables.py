@@ -21,6 +21,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "txt": ("caption", "text", "title", "txt"),
     "captions.json": ("captions",),
     "cls": ("label_id", "cls", "class_id", "label", "class"),
+    "regions.json": ("regions", "boxes"),
+    "compositional.json": ("compositional",),
 }
 """What a column holds, by its usual names; the first name found is taken."""
 

@@ -1,4 +1,4 @@
-"""Zero-shot classification, retrieval, probes; confidence intervals; reports.
+"""Zero-shot classification, retrieval, probes, localization, compositional choice; intervals; reports.
 
 What needs torch is imported when it is first used, so that the verbs' help answers at once.
 """
@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collimate.evaluation.after_training import AfterTraining
     from collimate.evaluation.bootstrap import confidence_intervals
+    from collimate.evaluation.compositional import evaluate_compositional
     from collimate.evaluation.embedding import write_embeddings
     from collimate.evaluation.features import Features, extract
     from collimate.evaluation.index import EmbeddingIndex
+    from collimate.evaluation.localization import Localizer, evaluate_localization, localization_map
     from collimate.evaluation.metrics import (
         classification_metrics,
         multilabel_metrics,
@@ -30,16 +32,20 @@ __all__ = [
     "EmbeddingIndex",
     "Features",
     "LinearProbe",
+    "Localizer",
     "Report",
     "Result",
     "classification_metrics",
     "confidence_intervals",
+    "evaluate_compositional",
+    "evaluate_localization",
     "evaluate_probe",
     "evaluate_retrieval",
     "evaluate_zero_shot",
     "extract",
     "few_shot",
     "knn_scores",
+    "localization_map",
     "multilabel_metrics",
     "paired_accuracy",
     "retrieval_metrics",
@@ -50,9 +56,11 @@ __all__ = [
 _HOMES = {
     "after_training": ("AfterTraining",),
     "bootstrap": ("confidence_intervals",),
+    "compositional": ("evaluate_compositional",),
     "embedding": ("write_embeddings",),
     "features": ("Features", "extract"),
     "index": ("EmbeddingIndex",),
+    "localization": ("Localizer", "evaluate_localization", "localization_map"),
     "metrics": (
         "classification_metrics",
         "multilabel_metrics",

@@ -30,6 +30,8 @@ class AfterTraining(Configurable):
         zero_shot: name -> arguments of `evaluate_zero_shot`.
         retrieval: name -> arguments of `evaluate_retrieval`.
         probe: name -> arguments of `evaluate_probe`; `train` and `test` instead of `data`.
+        localize: name -> arguments of `evaluate_localization`.
+        compositional: name -> arguments of `evaluate_compositional`.
     """
 
     def __init__(
@@ -37,8 +39,16 @@ class AfterTraining(Configurable):
         zero_shot: dict[str, dict[str, Any]] | None = None,
         retrieval: dict[str, dict[str, Any]] | None = None,
         probe: dict[str, dict[str, Any]] | None = None,
+        localize: dict[str, dict[str, Any]] | None = None,
+        compositional: dict[str, dict[str, Any]] | None = None,
     ) -> None:
-        self.wanted = {"zero_shot": zero_shot or {}, "retrieval": retrieval or {}, "probe": probe or {}}
+        self.wanted = {
+            "zero_shot": zero_shot or {},
+            "retrieval": retrieval or {},
+            "probe": probe or {},
+            "localize": localize or {},
+            "compositional": compositional or {},
+        }
         for kind, evaluations in self.wanted.items():
             needed = {"train", "test"} if kind == "probe" else {"data"}
             for name, arguments in evaluations.items():
@@ -58,6 +68,8 @@ class AfterTraining(Configurable):
             name -> what was found.
         """
         import collimate
+        from collimate.evaluation.compositional import evaluate_compositional
+        from collimate.evaluation.localization import evaluate_localization
         from collimate.evaluation.probes import evaluate_probe
         from collimate.evaluation.retrieval import evaluate_retrieval
         from collimate.evaluation.zero_shot import evaluate_zero_shot
@@ -66,6 +78,8 @@ class AfterTraining(Configurable):
             "zero_shot": evaluate_zero_shot,
             "retrieval": evaluate_retrieval,
             "probe": evaluate_probe,
+            "localize": evaluate_localization,
+            "compositional": evaluate_compositional,
         }
         model = collimate.load(model_folder)
         report = Report(f"{type(model).__name__}: training and evaluation", str(output))

@@ -1,4 +1,7 @@
-"""The verbs `zero-shot`, `retrieval`, `probe` and `embed`. What is heavy is imported when they run."""
+"""The verbs `zero-shot`, `retrieval`, `probe`, `embed`, and `localize` and `compositional` of the apps that have them.
+
+What is heavy is imported when they run.
+"""
 
 from __future__ import annotations
 
@@ -236,6 +239,104 @@ def embed(
         token_precision=token_precision,
     )
     get_console().print(f"Embeddings of {rows} samples: {output}/")
+
+
+def localize(
+    checkpoint: str,
+    data: str,
+    classes: str | list[str] | None = None,
+    templates: str | list[str] = "name",
+    output: str = "runs/localize",
+    modality: str | None = None,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: str = "auto",
+    precision: Precision = "float32",
+    limit: int | None = None,
+    resamples: int = 1000,
+) -> None:
+    """Point at what phrases say, and segment by class names: maps of each text over the cells of a picture.
+
+    Args:
+        checkpoint: a model folder, or a .ckpt of a training run.
+        data: samples with boxes and their phrases (`regions.json`; in a table, the column `regions` or `boxes`).
+        classes: of the segmentation: a JSON or YAML file with names, or with texts for each class, or the names; what
+            the data know unless given.
+        templates: what phrases and names are put into: `name` (nothing), `photo`, `imagenet7`, `imagenet`, a file, or
+            templates with {}.
+        output: the folder of report.html and report.json.
+        modality: what is looked at; the model's first that is not text unless given.
+        batch_size: samples encoded at a time.
+        num_workers: processes that read and decode; 0 reads in this one.
+        device: `auto` is the first GPU where there is one, else the CPU.
+        precision: of the encoders.
+        limit: at most so many samples, spread over the data.
+        resamples: of the bootstrap intervals.
+    """
+    from collimate.data import open_source
+    from collimate.evaluation.localization import evaluate_localization
+
+    found = evaluate_localization(
+        _method(checkpoint),
+        open_source(data),
+        classes,
+        templates,
+        modality,
+        batch_size,
+        num_workers,
+        device,
+        precision,
+        limit,
+        resamples,
+    )
+    _report(found, checkpoint, output)
+
+
+def compositional(
+    checkpoint: str,
+    data: str,
+    text_prefix: str = "",
+    output: str = "runs/compositional",
+    modality: str | None = None,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: str = "auto",
+    precision: Precision = "float32",
+    limit: int | None = None,
+    resamples: int = 1000,
+) -> None:
+    """Choose between captions and hard negatives, which are nearly the same and false.
+
+    Args:
+        checkpoint: a model folder, or a .ckpt of a training run.
+        data: samples with pairs of captions and negatives (`compositional.json`; in a table, the column
+            `compositional`).
+        text_prefix: put before each caption, such as "a photo of ".
+        output: the folder of report.html and report.json.
+        modality: what the captions are of; the model's first that is not text unless given.
+        batch_size: samples encoded at a time.
+        num_workers: processes that read and decode; 0 reads in this one.
+        device: `auto` is the first GPU where there is one, else the CPU.
+        precision: of the encoders.
+        limit: at most so many samples, spread over the data.
+        resamples: of the bootstrap intervals.
+    """
+    from collimate.data import open_source
+    from collimate.evaluation.compositional import evaluate_compositional
+
+    found = evaluate_compositional(
+        _method(checkpoint),
+        open_source(data),
+        text_prefix,
+        modality,
+        batch_size,
+        num_workers,
+        device,
+        precision,
+        limit,
+        resamples,
+    )
+    _report(found, checkpoint, output)
 
 
 def _method(checkpoint: str) -> Any:

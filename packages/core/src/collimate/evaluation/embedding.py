@@ -4,7 +4,7 @@ Each file `000012.safetensors` holds, for every modality `m`:
 
 - `m`, float32 (N, D): the samples' vectors;
 - where tokens are wanted, `m.tokens` (T, D'), the real tokens of all N samples one after the other, and `m.offsets`,
-  int64 (N + 1), where those of each sample begin. `m.grid` in the file's metadata is the tokens' grid, if they have one;
+  int64 (N + 1), where those of each sample begin; `m.grid` in the file's metadata is the tokens' grid, if there is one;
 
 and `index`, int64 (N,): the samples' places in the source. `000012.keys.json` beside it holds their names, and
 `embeddings.json` says how all were made. `collimate.evaluation.EmbeddingIndex` reads and searches them.
@@ -119,7 +119,7 @@ def fingerprint(model: Model) -> str:
     for name, value in model.state_dict().items():
         digest.update(name.encode())
         if isinstance(value, Tensor):
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from collimate import distributed
-from collimate.data import EvalLoader, Source
+from collimate.data import EvalLoader, Sample, Source
 from collimate.data.decoding import IMAGES
 from collimate.data.loading import Batch
 from collimate.encoders import Encoder
@@ -138,7 +138,6 @@ def stream(
                 {
                     name: values[valid] if isinstance(values, Tensor) else list(compress(values, real))
                     for name, values in batch.items()
-                    if name not in modalities
                 },
             )
 
@@ -172,16 +171,38 @@ def encode_all(
     """
     if not raws:
         raise ValueError(f"There is no {modality} to encode.")
-    processor = processors_of(model, [modality])[modality]
     where = place(model, device)
     mine = range(len(raws))[distributed.rank() :: distributed.world_size()] or range(1)
+    own = encode_here(
+        model, modality, [raws[at] for at in mine], tokens, where, precision, batch_size, f"{len(raws)} x {modality}"
+    )
+    return _gathered(own, torch.tensor(mine), where)
+
+
+def encode_here(
+    model: Model,
+    modality: str,
+    raws: Sequence[Any],
+    tokens: bool,
+    device: torch.device,
+    precision: Precision,
+    batch_size: int = 256,
+    name: str = "",
+) -> Encoding:
+    """Encode raw values on this rank alone, on the CPU in float32.
+
+    Args:
+        model: on the device already, see `place`.
+        name: of the bar on the terminal; none without.
+    """
+    processor = processors_of(model, [modality])[modality]
     parts = []
-    with torch.inference_mode(), evaluating(model), autocast(where, precision):
-        for first in progress(range(0, len(mine), batch_size), f"Encoding {len(raws)} x {modality}"):
-            batch = processor.batch(raws[place] for place in mine[first : first + batch_size]).to(where)
+    with torch.inference_mode(), evaluating(model), autocast(device, precision):
+        for first in progress(range(0, len(raws), batch_size), name and f"Encoding {name}"):
+            batch = processor.batch(raws[first : first + batch_size]).to(device)
             everyone = torch.ones(len(batch), dtype=torch.bool)
             parts.append(_kept(encode(model, modality, batch), everyone, tokens))
-    return _gathered(Encoding.cat(parts), torch.tensor(mine), where)
+    return Encoding.cat(parts)
 
 
 def encode(model: Model, modality: str, batch: Tensor) -> Encoding:
@@ -232,9 +253,11 @@ def other_modality(model: Method) -> str:
 
 def picture_of(features: Features, place: int) -> Any:
     """The picture of a sample, undecoded, or None where it has none."""
-    if features.source is None:
-        return None
-    sample = features.source.read(int(features.index[place]))
+    return None if features.source is None else picture_in(features.source.read(int(features.index[place])))
+
+
+def picture_in(sample: Sample) -> Any:
+    """The picture in a sample, undecoded, or None where it has none."""
     return next((sample[key] for key in IMAGES if key in sample), None)
 
 
@@ -267,7 +290,7 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return nullcontext() if precision == "float32" else torch.autocast(device.type, getattr(torch, precision))
 
 
-def rows_of(encoding: Encoding, rows: slice) -> Encoding:
+def rows_of(encoding: Encoding, rows: slice | Tensor) -> Encoding:
     """Some samples of an Encoding."""
     tokens, mask = encoding.tokens, encoding.mask
     return Encoding(
@@ -282,7 +305,7 @@ def _kept(encoding: Encoding, valid: Tensor, tokens: bool) -> Encoding:
     """The real rows, on the CPU."""
     kept = encoding if tokens else Encoding(encoding.pooled)
     kept = kept.to("cpu", torch.float32)
-    return rows_of(kept, valid)  # type: ignore[arg-type]
+    return rows_of(kept, valid)
 
 
 def _gathered(mine: Encoding, index: Tensor, device: torch.device) -> Encoding:
@@ -311,8 +334,8 @@ def in_order(values: list[Any], index: Tensor) -> list[Any]:
 
 
 def progress(work: Any, text: str) -> Iterable[Any]:
-    """Go through something with a bar on the terminal of the first rank."""
-    return track(work, text, console=get_console(), transient=True, disable=_quiet() or len(work) < 2)
+    """Go through something with a bar on the terminal of the first rank; without a text, there is none."""
+    return track(work, text, console=get_console(), transient=True, disable=not text or _quiet() or len(work) < 2)
 
 
 @contextmanager

@@ -153,6 +153,29 @@ def histograms(panels: Mapping[str, Mapping[str, Float[Tensor, " N"]]]) -> Figur
     return figure
 
 
+def shares(
+    rows: Mapping[str, tuple[float, float]], intervals: Mapping[str, tuple[float, float]] | None = None
+) -> Figure:
+    """Shares between 0 and 1 as bars, one below the other, with a stroke where chance is.
+
+    Args:
+        rows: name -> (share, chance).
+        intervals: name -> (low, high), where there are any.
+    """
+    figure, axes = _axes(6.4, 0.7 + 0.28 * len(rows))
+    for place, (name, (share, chance)) in enumerate(rows.items()):
+        axes.barh(place, share, height=0.62, color=COLOURS[0])
+        axes.plot([chance, chance], [place - 0.42, place + 0.42], color=INK, linewidth=2, solid_capstyle="butt")
+        if intervals and name in intervals:
+            axes.plot(intervals[name], [place, place], color=INK, alpha=0.55, linewidth=1.4)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.6))
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color=INK, alpha=0.12, linewidth=0.6)
+    axes.set_axisbelow(True)
+    return figure
+
+
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()

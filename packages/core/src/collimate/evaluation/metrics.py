@@ -295,9 +295,41 @@ def _median(values: Int64[Tensor, " N"], weights: Float[Tensor, "R N"]) -> Float
 # Paired choice --------------------------------------------------------------------------------------------------
 
 
-def paired_accuracy(right: Float[Tensor, " N"], wrong: Float[Tensor, " N"]) -> dict[str, float]:
-    """The share of samples whose right caption scores above the wrong one (SugarCrepe); a draw is wrong."""
-    return {"paired_accuracy": (right > wrong).double().mean().item()}
+def paired_accuracy(
+    right: Float[Tensor, " N"], wrong: Float[Tensor, " N"], kinds: Sequence[str] | None = None
+) -> dict[str, float]:
+    """The share of samples whose right caption scores above the wrong one (SugarCrepe); a draw is wrong.
+
+    Args:
+        right, wrong: scores.
+        kinds: what kind of pair each is, if there are kinds.
+
+    Returns:
+        `paired_accuracy`; with kinds also `paired_accuracy/<kind>` for each, and `mean_over_kinds`.
+    """
+    return evaluate(paired_statistic(right, wrong, kinds), len(right))
+
+
+def paired_statistic(
+    right: Float[Tensor, " N"], wrong: Float[Tensor, " N"], kinds: Sequence[str] | None = None
+) -> Statistic:
+    """`paired_accuracy` as a function of sample weights."""
+    correct = (right > wrong).double()
+    names = sorted(set(kinds or ()))
+    own = {name: torch.tensor([kind == name for kind in kinds or ()]) for name in names}
+
+    def statistic(weights: Float[Tensor, "R N"]) -> dict[str, Tensor]:
+        weights = weights.double()
+        found = {"paired_accuracy": weights @ correct / weights.sum(1)}
+        if not names:
+            return found
+        each = {
+            f"paired_accuracy/{name}": weights[:, own[name]] @ correct[own[name]] / weights[:, own[name]].sum(1)
+            for name in names
+        }  # NaN where a resample has none of a kind
+        return found | {"mean_over_kinds": torch.stack(list(each.values())).nanmean(0)} | each
+
+    return statistic
 
 
 def winoground_metrics(scores: Float[Tensor, "N 2 2"]) -> dict[str, float]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PICTURE = 160  # pixels of the shorter side in reports
+DRAWING = 480  # the same, of large pictures, on which something is drawn
 INK = "#0a0b0c"
 """What figures draw with; in the report it becomes the colour of the text, in light and dark."""
 
@@ -54,6 +55,8 @@ figcaption { color: var(--soft); font-size: 13px; margin-top: 8px; text-align: c
 .gallery figure { margin: 0; padding: 8px } .gallery img { width: 100%; aspect-ratio: 1; object-fit: cover;
   border-radius: 5px; display: block }
 .gallery figcaption { font-size: 12.5px; line-height: 1.4; text-align: left; overflow-wrap: anywhere }
+.gallery.large { grid-template-columns: repeat(auto-fill, minmax(260px, 1fr)) }
+.gallery.wide { grid-template-columns: repeat(auto-fill, minmax(380px, 1fr)) } .gallery.wide img { aspect-ratio: auto }
 .good figure { border-top: 3px solid var(--good) } .bad figure { border-top: 3px solid var(--bad) }
 footer { color: var(--soft); font-size: 12.5px; margin-top: 56px }
 """
@@ -123,9 +126,12 @@ class Report:
         Args:
             images: (picture, caption).
             title: above them.
-            kind: `good` or `bad` mark them by colour.
+            kind: `good` or `bad` mark them by colour; `large` shows them larger, `wide` larger and uncut.
         """
-        cells = "".join(f'<figure><img alt="" src="{_inline(raw)}">{_caption(text)}</figure>' for raw, text in images)
+        side = DRAWING if kind in ("large", "wide") else PICTURE
+        cells = "".join(
+            f'<figure><img alt="" src="{_inline(raw, side)}">{_caption(text)}</figure>' for raw, text in images
+        )
         if cells:
             self._title(title)
             self._parts.append(f'<div class="gallery {html.escape(kind)}">{cells}</div>')
@@ -181,10 +187,10 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def _inline(raw: RawImage) -> str:
+def _inline(raw: RawImage, side: int) -> str:
     """A small JPEG as a data address."""
     picture = open_image(raw).convert("RGB")
-    scale = PICTURE / min(picture.size)
+    scale = side / min(picture.size)
     if scale < 1:
         picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
     file = io.BytesIO()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.table import Table
 
 if TYPE_CHECKING:
     from collimate.evaluation.report import Report
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -68,6 +71,14 @@ def number(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:.3f}" if abs(value) < 1 else f"{value:.4g}"
+
+
+def one_of_each_sample(examples: Iterable[T]) -> list[T]:
+    """The first example of each `sample`, in order."""
+    found: dict[Any, T] = {}
+    for example in examples:
+        found.setdefault(example.sample, example)  # type: ignore[attr-defined]
+    return list(found.values())
 
 
 def _finite(value: Any) -> Any:
