@@ -3,8 +3,9 @@
 from collimate_vision_language.alip import ALIP
 from collimate_vision_language.clip import CLIP
 from collimate_vision_language.dreamlip import DreamLIP
+from collimate_vision_language.filip import FILIP
 from collimate_vision_language.flair import FLAIR
 from collimate_vision_language.siglip import SigLIP
 from collimate_vision_language.sub_captions import SubCaptions
 
-__all__ = ["ALIP", "CLIP", "FLAIR", "DreamLIP", "SigLIP", "SubCaptions"]
+__all__ = ["ALIP", "CLIP", "FILIP", "FLAIR", "DreamLIP", "SigLIP", "SubCaptions"]

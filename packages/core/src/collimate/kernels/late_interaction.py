@@ -294,7 +294,7 @@ def _by_length(
     tokens: Tensor, mask: Tensor | None, name: str
 ) -> tuple[Tensor, Tensor | None, list[int], Tensor | None]:
     """Samples in order of their length: tokens, mask, lengths, and where each sample went."""
-    if mask is None:
+    if mask is None or bool(mask.all()):
         return tokens, None, [tokens.shape[1]] * len(tokens), None
     ends = torch.where(mask, torch.arange(1, mask.shape[1] + 1, device=mask.device), 0).amax(1)
     lengths, order = ends.sort(stable=True)
