@@ -10,6 +10,7 @@ import collimate
 from collimate.checkpoints import save
 from collimate.checkpoints.open_clip import to_open_clip
 from collimate.encoders import OpenClipImageEncoder, OpenClipTextEncoder
+from collimate.losses.negatives import text_ids
 from collimate.processing import ClipTokenizer, ImageProcessor
 from collimate.testing import assert_cached_equals_full, assert_same_on_ranks, even_and_uneven, run_on_ranks
 from collimate.training import Optimization
@@ -20,7 +21,6 @@ from collimate_vision_language.alip import (
     duplicate_rate,
     gates,
     similarities,
-    text_ids,
     updated_history,
 )
 
@@ -192,6 +192,16 @@ def test_equal_captions_can_be_no_negatives():
     wanted = collimate.losses.clip_loss(rows["image"], rows["caption"], 5.0, ids=ids)
     torch.testing.assert_close(with_ids.image_caption, wanted)
     assert with_ids.image_caption < adaptive_losses(**rows, logit_scale=5.0, weights=weights).image_caption
+
+
+def test_duplicates_are_masked_where_asked(captioned):
+    captions = ["one dog", "one dog", "a red ball", "", "one dog", ""]
+    batch = captioned | {"caption": ClipTokenizer(16).batch(captions)}
+    plain, masked = alip(), alip(mask_duplicates=True)
+    losses = [method.loss_terms(batch) for method in (plain, masked)]
+    assert losses[0]["image_text"] == losses[1]["image_text"]
+    assert losses[0]["image_caption"] > losses[1]["image_caption"] > 0
+    assert float(plain.statistics["duplicate_captions"]) == 3 / 4
 
 
 def test_equal_texts_have_equal_ids():

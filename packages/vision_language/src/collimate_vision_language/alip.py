@@ -212,8 +212,8 @@ class ALIP(Method):
         momentum: m of the history.
         gamma_sample: g_s of the language gate; 0 switches it off, and with it the others.
         gamma_pair: g_p of the description gates.
-        ignore_equal_captions: equal captions of different images are no negatives of each other. Ours: captioners write
-            the same sentence for many images.
+        mask_duplicates: leave out of the contrast with captions the pairs of different samples, on any rank, whose
+            captions have the same tokens. Ours: captioners write one sentence for many images.
 
     Attributes:
         history: H_tc, H_xt and H_xc, (3,) float32, equal on all ranks; NaN where it has not begun. Saved with the
@@ -241,7 +241,7 @@ class ALIP(Method):
         momentum: float = 0.99,
         gamma_sample: float = 2.0,
         gamma_pair: float = 2.0,
-        ignore_equal_captions: bool = False,
+        mask_duplicates: bool = False,
     ) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict({"image": image_encoder, "text": text_encoder})
@@ -256,7 +256,7 @@ class ALIP(Method):
         self.max_logit_scale = max_logit_scale
         self.register_buffer("history", torch.full((3,), 1.0 if history_init == "one" else torch.nan))
         self.momentum, self.gamma_sample, self.gamma_pair = momentum, gamma_sample, gamma_pair
-        self.ignore_equal_captions = ignore_equal_captions
+        self.mask_duplicates = mask_duplicates
 
     def forward(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> Encoding:
         projection: Any = self.projections[modality]
@@ -279,7 +279,7 @@ class ALIP(Method):
         weights = gates(found, history, given, self.gamma_sample, self.gamma_pair)
         ids = text_ids(batch["caption"])
         losses = adaptive_losses(
-            image, text, caption, self.logit_scale.exp(), weights, given, ids if self.ignore_equal_captions else None
+            image, text, caption, self.logit_scale.exp(), weights, given, ids if self.mask_duplicates else None
         )
         self.statistics = {
             **{f"history/{pair}": value for pair, value in zip(PAIRS, history, strict=True)},
