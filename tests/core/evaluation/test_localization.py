@@ -11,7 +11,7 @@ from collimate.data import open_source
 from collimate.encoding import Encoding
 from collimate.evaluation import Report, evaluate_localization, localization_map
 from collimate.evaluation.bootstrap import evaluate
-from collimate.evaluation.localization import best_class, pixel_counts, point, segmentation_statistic
+from collimate.evaluation.maps import best_class, pixel_counts, point, segmentation_statistic
 from collimate.testing import run_on_ranks
 
 from .toys import COLOURS, ColourMethod, ColourScenes, LateMethod
@@ -96,7 +96,7 @@ def test_chance_is_what_random_answers_get():
 def test_classes_are_compared_some_at_a_time(monkeypatch):
     maps = torch.rand(7, 3, 3)
     whole = best_class(maps, 10, 8)
-    monkeypatch.setattr("collimate.evaluation.localization.CLASSES_AT_A_TIME", 2)
+    monkeypatch.setattr("collimate.evaluation.maps.CLASSES_AT_A_TIME", 2)
     assert torch.equal(best_class(maps, 10, 8), whole)
     assert torch.equal(best_class(torch.zeros(3, 2, 2), 4, 4), torch.zeros(4, 4, dtype=torch.int64))
 

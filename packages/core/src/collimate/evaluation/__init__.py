@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collimate.evaluation.embedding import write_embeddings
     from collimate.evaluation.features import Features, extract
     from collimate.evaluation.index import EmbeddingIndex
-    from collimate.evaluation.localization import Localizer, evaluate_localization, localization_map
+    from collimate.evaluation.localization import evaluate_localization
+    from collimate.evaluation.maps import Localizer, localization_map
     from collimate.evaluation.metrics import (
         classification_metrics,
         multilabel_metrics,
@@ -60,7 +61,8 @@ _HOMES = {
     "embedding": ("write_embeddings",),
     "features": ("Features", "extract"),
     "index": ("EmbeddingIndex",),
-    "localization": ("Localizer", "evaluate_localization", "localization_map"),
+    "localization": ("evaluate_localization",),
+    "maps": ("Localizer", "localization_map"),
     "metrics": (
         "classification_metrics",
         "multilabel_metrics",
