@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ class ImageAugmentation(Augmentation):
         horizontal_flip: float = 0.0,
         color_jitter: tuple[float, float, float, float] | None = None,
         grayscale: float = 0.0,
-        then: Sequence[Callable[[Tensor], Tensor]] = (),
+        then: Sequence[Callable[..., Any]] = (),  # a narrower type would keep recipes from naming a class of transforms
     ) -> None:
         self.scale, self.ratio = tuple(scale), tuple(ratio)
         self.after: list[Callable[[Tensor], Tensor]] = []

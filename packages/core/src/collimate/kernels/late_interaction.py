@@ -34,6 +34,7 @@ Block = tuple[int, int]
 CPU_PRODUCTS: Block = (256, 1024)  # 1 MiB in float32: in a core's cache while it is read along both sides
 CPU_SUMS: Block = (800, 1024)  # 3 MiB of indices and rows a thread: half of it takes half as long again
 GPU_BLOCK: Block = (4096, 4096)  # large enough to hide the launches
+LANES = 32  # keys at a time: below it torch's reductions over outer dimensions are not vectorised, and 15 times as slow
 
 Best = tuple[Int[Tensor, "n P m"], Int[Tensor, "m L n"]]
 """The place of each maximum: in key j for token p of query i, and in query i for token l of key j."""
@@ -60,6 +61,8 @@ def pair_late_interaction(
         ValueError: shapes that do not fit, or a sample without a real token, for which neither mean is defined.
     """
     _check(query, key, query_mask, key_mask)
+    if query.shape[1] < key.shape[1]:  # blocks are low and wide where keys are the shorter samples
+        return pair_late_interaction(key, query, key_mask, query_mask, normalize)[::-1]
     query, query_mask, query_lengths, query_place = _by_length(query, query_mask, "query")
     key, key_mask, key_lengths, key_place = _by_length(key, key_mask, "key")
     by_query, by_key = _PairLateInteraction.apply(  # type: ignore[misc]
@@ -107,16 +110,19 @@ class Side:
             return torch.full((len(self.tokens), 1), self.tokens.shape[1], device=self.tokens.device)
         return self.mask.sum(1, keepdim=True)
 
-    def parts(self, tokens: int) -> list[Part]:
-        """All samples, about `tokens` tokens at a time, but never less than one sample."""
-        found, first = [], 0
-        while first < len(self.lengths):
-            last = first + 1
-            while last < len(self.lengths) and (last + 1 - first) * self.lengths[last] <= tokens:
-                last += 1
+    def parts(self, tokens: int, multiple: int = 1) -> list[Part]:
+        """All samples, about `tokens` tokens at a time; the number of samples is a `multiple` but at the end."""
+        found, first, count = [], 0, len(self.lengths)
+        while first < count:
+            last = min(first + multiple, count)
+            while last < count and self._rows(first, min(last + multiple, count)) <= tokens:
+                last = min(last + multiple, count)
             found.append(Part(slice(first, last), self.lengths[last - 1]))
             first = last
         return found
+
+    def _rows(self, first: int, last: int) -> int:
+        return (last - first) * self.lengths[last - 1]
 
     def units(self, part: Part) -> tuple[Float[Tensor, "k*W D"], Float[Tensor, "k*W 1"] | None]:
         """The tokens of a part, of unit length if wanted, and the lengths that they had. Padding becomes 0."""
@@ -179,30 +185,56 @@ def sweep(x: Side, y: Side, best: Best | None) -> tuple[Float[Tensor, "n m"], Fl
     dtype = torch.promote_types(x.tokens.dtype, torch.float32)
     by_query = x.tokens.new_empty(len(x.lengths), len(y.lengths), dtype=dtype)
     by_key = x.tokens.new_empty(len(y.lengths), len(x.lengths), dtype=dtype)
-    keys = [(part, y.units(part)[0], y.padded(part)) for part in y.parts(key_tokens)]
+    keys = [(part, *_columns(y, part)) for part in y.parts(key_tokens, LANES)]
 
     def visit(q: Part) -> None:
         query, query_padded = x.units(q)[0], x.padded(q)
         # The same memory for every block: new pages cost as much as what is done to them.
-        memory = by_query.new_empty(2, q.rows * max((k.rows for k, _, _ in keys), default=0))
-        for k, key, key_padded in keys:
+        memory = by_query.new_empty(2, q.rows * max((k.rows for k, *_ in keys), default=0))
+        for k, key, key_padded, key_bias in keys:
             products, buffer = (half[: q.rows * k.rows].view(q.rows, k.rows) for half in memory)
             torch.mm(query, key.T, out=products)
             if query_padded is not None:
-                products.masked_fill_(query_padded.view(-1, 1), -torch.inf)
-            if key_padded is not None:
-                products.masked_fill_(key_padded.view(1, -1), -torch.inf)
-            shape = (-1, q.width, k.samples.stop - k.samples.start, k.width)
+                products += _bias(query_padded, products).view(-1, 1)
+            if key_bias is not None:
+                products += key_bias
+            shape = (-1, q.width, k.width, k.samples.stop - k.samples.start)
             products, buffer = products.view(shape), buffer.view(shape)
-            query_top, key_top = products.amax(3), products.amax(1)
+            query_top, key_top = products.amax(2), products.amax(1)
             by_query[q.samples, k.samples] = _sums(query_top, query_padded)
-            by_key[k.samples, q.samples] = _sums(key_top.permute(1, 2, 0), key_padded)
+            by_key[k.samples, q.samples] = _sums(key_top.permute(2, 1, 0), key_padded)
             if best is not None:
-                best[0][q.samples, : q.width, k.samples] = _places(products, query_top, 3, buffer)
-                best[1][k.samples, : k.width, q.samples] = _places(products, key_top, 1, buffer).permute(1, 2, 0)
+                best[0][q.samples, : q.width, k.samples] = _places(products, query_top, 2, buffer)
+                best[1][k.samples, : k.width, q.samples] = _places(products, key_top, 1, buffer).permute(2, 1, 0)
 
     for_each(visit, x.parts(query_tokens), x.tokens.device)
     return by_query.div_(x.count()), by_key.div_(y.count())
+
+
+def _columns(
+    side: Side, part: Part
+) -> tuple[Float[Tensor, "W*k D"], Bool[Tensor, "k W"] | None, Float[Tensor, " W*k"] | None]:
+    """The tokens of keys, neighbours those of the same place; their padding; and what is added for it to products."""
+    units, padded = side.units(part)[0], side.padded(part)
+    columns = units.unflatten(0, (-1, part.width)).transpose(0, 1).flatten(0, 1)
+    return columns, padded, None if padded is None else _bias(padded.T, units).flatten()
+
+
+def _bias(padded: Bool[Tensor, "a b"], like: Tensor) -> Float[Tensor, "a b"]:
+    """-inf where a token is padding, 0 where it is real."""
+    return like.new_zeros(padded.shape).masked_fill_(padded, -torch.inf)
+
+
+def _sums(top: Float[Tensor, "k W other"], padded: Bool[Tensor, "k W"] | None) -> Float[Tensor, "k other"]:
+    """The sum over real tokens."""
+    return (top if padded is None else top.masked_fill(padded[:, :, None], 0.0)).sum(1)
+
+
+def _places(products: Tensor, top: Tensor, dim: int, buffer: Tensor) -> Tensor:
+    """Where along `dim` the maxima are, as floats: a few passes in cache, where torch.max takes four times as long."""
+    shape = [-1 if axis == dim else 1 for axis in range(products.ndim)]
+    places = torch.arange(products.shape[dim], dtype=products.dtype, device=products.device).view(shape)
+    return torch.eq(products, top.unsqueeze(dim), out=buffer).mul_(places).amax(dim)
 
 
 def sweep_backward(
@@ -266,18 +298,6 @@ def _matches(
 
 def _block(side: Side, on_cpu: Block) -> Block:
     return on_cpu if side.tokens.device.type == "cpu" else GPU_BLOCK
-
-
-def _sums(top: Float[Tensor, "k W other"], padded: Bool[Tensor, "k W"] | None) -> Float[Tensor, "k other"]:
-    """The sum over real tokens."""
-    return (top if padded is None else top.masked_fill(padded[:, :, None], 0.0)).sum(1)
-
-
-def _places(products: Tensor, top: Tensor, dim: int, buffer: Tensor) -> Tensor:
-    """Where along `dim` the maxima are, as floats: a few passes in cache, where torch.max takes four times as long."""
-    shape = [-1 if axis == dim else 1 for axis in range(products.ndim)]
-    places = torch.arange(products.shape[dim], dtype=products.dtype, device=products.device).view(shape)
-    return torch.eq(products, top.unsqueeze(dim), out=buffer).mul_(places).amax(dim)
 
 
 def _check(query: Tensor, key: Tensor, query_mask: Tensor | None, key_mask: Tensor | None) -> None:
