@@ -17,8 +17,8 @@ from collimate.data import open_source
 from collimate.evaluation.report import Report
 from collimate.evaluation.result import Result
 
-CURVES = ("loss", "similarity_gap", "effective_rank", "logit_scale", "samples_per_second", "val/")
-"""The quantities of the step log that reports draw: these, and those that begin with them."""
+NOT_DRAWN = ("step", "epoch", "lr", "data_wait", "negatives")
+"""The quantities of the step log that reports leave out: they are settings, or mere housekeeping."""
 
 
 class AfterTraining(Configurable):
@@ -110,7 +110,7 @@ def add_training_curves(report: Report, output: Path) -> None:
         with log.open(newline="") as file:
             for row in csv.DictReader(file):
                 for name, value in row.items():
-                    if name.startswith(CURVES) and value and math.isfinite(float(value)):
+                    if name not in NOT_DRAWN and value and math.isfinite(float(value)):
                         points.setdefault(name, {})[float(row["step"])] = float(value)
     if points:
         report.add_heading("Training")
