@@ -160,6 +160,20 @@ def test_loss_and_gradients_are_those_of_one_process(missing, dtype, tolerance):
     assert_same_on_ranks(loss, rows, {"scale": torch.tensor(20.0, dtype=dtype)}, ranks=(2, 3), tolerance=tolerance)
 
 
+def loss_of_the_method(image, text, caption, caption_given, tokens):
+    method = alip(history_init="first_batch", mask_duplicates=True)
+    for _ in range(2):
+        terms = method.losses(
+            {"image": image, "text": text, "caption": caption}, {"caption": tokens, "caption_given": caption_given}
+        )
+    return method.total_loss(terms) + method.history.sum()
+
+
+def test_the_method_is_exact_across_ranks():
+    rows = features(13, missing=(0, 3, 11)) | {"tokens": torch.tensor([[place % 9] for place in range(13)])}
+    assert_same_on_ranks(loss_of_the_method, rows, ranks=(2, 3), tolerance=1e-5)
+
+
 def history_and_weights(image, text, caption, caption_given):
     found, history = similarities(image, text, caption), torch.full((3,), torch.nan)
     for _ in range(2):

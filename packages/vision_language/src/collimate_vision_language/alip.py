@@ -10,7 +10,7 @@ S_tc = <t, c>, S_xt = <x, t>, S_xc = <x, c>. Three running means H of them over 
 decide how much a sample and a pair count:
 
     W^s_i = exp(g_s (S_tc,i - H_tc))  where S_tc,i <= H_tc, else 1      the language consistency gate
-    W^t_i = exp(g_p (S_xt,i - H_xt))  where W^s_i < 1, else 1           the description consistency gates (equation 4)
+    W^t_i = exp(g_p (S_xt,i - H_xt))  where W^s_i < 1, else 1           the description consistency gates
     W^c_i = exp(g_p (S_xc,i - H_xc))  where W^s_i < 1, else 1
 
     L = mean_i W^s_i W^t_i CE_i(x, t) + mean_i W^s_i W^c_i CE_i(x, c),
@@ -25,7 +25,7 @@ Departures, none in the numbers of a batch with all captions:
   and the description gate judges it in any case; W^c = 0, it is nobody's negative in the contrast with captions, and
   counts neither in H_tc nor in H_xc.
 
-Shape legend: n samples of this rank, L text tokens, D width.
+Shape legend: n samples of this rank, D width.
 """
 
 from __future__ import annotations
