@@ -16,7 +16,10 @@ N and M samples, T tokens of a side and of the other, whichever they are.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -62,7 +65,8 @@ def pair_late_interaction(
     """
     _check(query, key, query_mask, key_mask)
     if query.shape[1] < key.shape[1]:  # blocks are low and wide where keys are the shorter samples
-        return pair_late_interaction(key, query, key_mask, query_mask, normalize)[::-1]
+        by_key, by_query = pair_late_interaction(key, query, key_mask, query_mask, normalize)
+        return by_query, by_key
     query, query_mask, query_lengths, query_place = _by_length(query, query_mask, "query")
     key, key_mask, key_lengths, key_place = _by_length(key, key_mask, "key")
     by_query, by_key = _PairLateInteraction.apply(  # type: ignore[misc]
@@ -165,7 +169,7 @@ class _PairLateInteraction(torch.autograd.Function):
         x = Side(query, query_mask, query_lengths, normalize)
         y = Side(key, key_mask, key_lengths, normalize)
         with torch.autocast(query.device.type, enabled=False):
-            return sweep(x, y, best)
+            return _sweeps(x, y).sweep(x, y, best)
 
     @staticmethod
     @once_differentiable
@@ -174,9 +178,20 @@ class _PairLateInteraction(torch.autograd.Function):
         x = Side(query, query_mask, ctx.lengths[0], ctx.normalize)
         y = Side(key, key_mask, ctx.lengths[1], ctx.normalize)
         with torch.autocast(query.device.type, enabled=False):
-            query_grad = sweep_backward(x, y, (best[0], best[1]), (by_query_grad, by_key_grad))
-            key_grad = sweep_backward(y, x, (best[1], best[0]), (by_key_grad, by_query_grad))
+            sweeps = _sweeps(x, y)
+            query_grad = sweeps.sweep_backward(x, y, (best[0], best[1]), (by_query_grad, by_key_grad))
+            key_grad = sweeps.sweep_backward(y, x, (best[1], best[0]), (by_key_grad, by_query_grad))
         return query_grad, key_grad, None, None, None, None, None
+
+
+def _sweeps(x: Side, y: Side) -> ModuleType:
+    """The module to use: `triton_late_interaction` where it can run, else this one."""
+    if x.tokens.is_cuda and find_spec("triton") is not None:
+        from collimate.kernels import triton_late_interaction
+
+        if triton_late_interaction.fits(x, y):
+            return triton_late_interaction
+    return sys.modules[__name__]
 
 
 def sweep(x: Side, y: Side, best: Best | None) -> tuple[Float[Tensor, "n m"], Float[Tensor, "m n"]]:
