@@ -23,9 +23,9 @@ from collimate.kernels.late_interaction import Best, Side
 
 LONGEST_KEY, WIDEST = 256, 256  # a key's columns, and in backward a token's width, are one block
 COLUMNS = 128  # of products that a program holds; of shorter keys, several
-ROWS, LONG_ROWS = 128, 64  # with so many columns, and with more
-OWN, OTHERS = 64, 64  # tokens of either side that meet in backward
-DEPTH = 64  # of a step of a product
+ROWS, LONG_ROWS = 128, 32  # with so many columns, and with more
+OWN, OTHERS = 64, 32  # tokens of either side that meet in backward; half of the own in float32
+DEPTH = 128  # bytes of a token in one step of a product
 
 
 def fits(x: Side, y: Side) -> bool:
@@ -53,7 +53,7 @@ def sweep(x: Side, y: Side, best: Best | None) -> tuple[Float[Tensor, "n m"], Fl
             query, key, query_inverse, key_inverse, query_real, key_real, query_lengths, by_query, by_key, *places,
             first, last, len(query), query.shape[1], len(key), key.shape[1], query.shape[2],
             KEEP=best is not None, R=ROWS if keys * width <= COLUMNS else LONG_ROWS, KEYS=keys, WIDTH=width,
-            DEPTH=min(DEPTH, _power(query.shape[2])), PRECISION=_precision(query), num_warps=8,
+            DEPTH=min(DEPTH // query.itemsize, _power(query.shape[2])), PRECISION=_precision(query), num_warps=8,
         )  # fmt: skip
     return by_query.div_(x.count()), by_key.div_(y.count())
 
@@ -65,13 +65,23 @@ def _forward(
     KEEP: tl.constexpr, R: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr, DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    i = tl.program_id(0).to(tl.int64)
-    own_keys = first + tl.program_id(1) * KEYS + tl.arange(0, KEYS).to(tl.int64)
-    column = tl.arange(0, KEYS * WIDTH).to(tl.int64)
-    j = first + tl.program_id(1) * KEYS + column // WIDTH
-    place = column % WIDTH
-    columns_inside = (j < last) & (place < L)
-    key_row = j * L + place
+    i = tl.program_id(0).to(tl.int64)  # 64 bits as far as samples are counted, 32 within them
+    j = (first + tl.program_id(1) * KEYS).to(tl.int64)
+    query += i * P * D
+    query_inverse += i * P
+    query_real += i * P
+    key += j * L * D
+    key_inverse += j * L
+    key_real += j * L
+    by_query += i * m + j
+    by_key += j * n + i
+    best_query += i * P * m + j
+    best_key += j * L * n + i
+    own_key = tl.arange(0, KEYS)
+    column = tl.arange(0, KEYS * WIDTH)
+    keys_inside = own_key < last - j
+    columns_inside = (column // WIDTH < last - j) & (column % WIDTH < L)
+    key_row = column // WIDTH * L + column % WIDTH
     columns_real = tl.load(key_real + key_row, columns_inside, other=0) != 0
     columns_inverse = tl.load(key_inverse + key_row, columns_inside, other=0.0)
     key_top = tl.full((KEYS * WIDTH,), -float("inf"), tl.float32)
@@ -80,14 +90,13 @@ def _forward(
     length = tl.load(query_lengths + i)
     for start in range(0, length, R):
         row = start + tl.arange(0, R)
-        query_row = i * P + row
-        rows_real = tl.load(query_real + query_row, row < length, other=0) != 0
-        rows_inverse = tl.load(query_inverse + query_row, row < length, other=0.0)
+        rows_real = tl.load(query_real + row, row < length, other=0) != 0
+        rows_inverse = tl.load(query_inverse + row, row < length, other=0.0)
         products = tl.zeros((R, KEYS * WIDTH), tl.float32)
         for step in range(0, D, DEPTH):
             depth = step + tl.arange(0, DEPTH)
             left = tl.load(
-                query + query_row[:, None] * D + depth[None, :], rows_real[:, None] & (depth < D)[None, :], other=0.0
+                query + row[:, None] * D + depth[None, :], rows_real[:, None] & (depth < D)[None, :], other=0.0
             )
             right = tl.load(
                 key + key_row[None, :] * D + depth[:, None], columns_real[None, :] & (depth < D)[:, None], other=0.0
@@ -101,13 +110,13 @@ def _forward(
         query_top, query_place = tl.max(tl.reshape(products, (R, KEYS, WIDTH)), 2, return_indices=True)
         total += tl.sum(tl.where(rows_real[:, None], query_top, 0.0), 0)
         if KEEP:
-            inside = (row < length)[:, None] & (own_keys < last)[None, :]
-            tl.store(best_query + query_row[:, None] * m + own_keys[None, :], query_place, inside)
-    tl.store(by_query + i * m + own_keys, total, own_keys < last)
+            inside = (row < length)[:, None] & keys_inside[None, :]
+            tl.store(best_query + row[:, None] * m + own_key[None, :], query_place, inside)
+    tl.store(by_query + own_key, total, keys_inside)
     sums = tl.sum(tl.reshape(tl.where(columns_real, key_top, 0.0), (KEYS, WIDTH)), 1)
-    tl.store(by_key + own_keys * n + i, sums, own_keys < last)
+    tl.store(by_key + own_key * n, sums, keys_inside)
     if KEEP:
-        tl.store(best_key + key_row * n + i, key_place, columns_inside)
+        tl.store(best_key + key_row * n, key_place, columns_inside)
 
 
 def sweep_backward(
@@ -125,7 +134,8 @@ def sweep_backward(
             grads, (own, other), ((samples, other_samples), (other_samples, samples)), strict=True
         )
     ]
-    rows, columns = (min(block, _power(size)) for block, size in ((OWN, length), (OTHERS, other_length)))
+    half = tokens.itemsize == 2
+    rows, columns = min(OWN if half else OWN // 2, _power(length)), min(OTHERS, _power(other_length))
     _gradient[(samples, triton.cdiv(length, rows))](
         tokens, others, _inverse(own), _inverse(other), _real(own), _real(other), _lengths(own), _lengths(other),
         *shares, *best, gradient, samples, length, other_samples, other_length, width,
@@ -142,28 +152,31 @@ def _gradient(
     NORMALIZE: tl.constexpr, R: tl.constexpr, C: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    i = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(0).to(tl.int64)  # 64 bits as far as samples are counted, 32 within them
+    own += i * P * D
+    gradient += i * P * D
+    own_best += i * P * m
+    own_share += i * m
+    other_share += i
+    other_best += i
     row = tl.program_id(1) * R + tl.arange(0, R)
-    own_row = i * P + row
     depth = tl.arange(0, WIDTH)
-    rows_real = tl.load(own_real + own_row, row < P, other=0) != 0
+    rows_real = tl.load(own_real + i * P + row, row < P, other=0) != 0
     total = tl.zeros((R, WIDTH), tl.float32)
     if tl.program_id(1) * R < tl.load(own_lengths + i):
-        for j in range(m):
-            share = tl.load(own_share + i * m + j)
-            back = tl.load(other_share + j * n + i)
-            found = tl.load(own_best + own_row * m + j, rows_real, other=-1).to(tl.int32)
-            for start in range(0, tl.load(other_lengths + j), C):
-                column = start + tl.arange(0, C).to(tl.int64)
-                other_row = j * L + column
-                columns_real = tl.load(other_real + other_row, column < L, other=0) != 0
-                inverse = tl.load(other_inverse + other_row, column < L, other=0.0)
-                found_back = tl.load(other_best + other_row * n + i, columns_real, other=-1).to(tl.int32)
+        for _ in range(m):
+            share, back = tl.load(own_share), tl.load(other_share)
+            found = tl.load(own_best + row * m, rows_real, other=-1).to(tl.int32)
+            for start in range(0, tl.load(other_lengths), C):
+                column = start + tl.arange(0, C)
+                columns_real = tl.load(other_real + column, column < L, other=0) != 0
+                inverse = tl.load(other_inverse + column, column < L, other=0.0)
+                found_back = tl.load(other_best + column * n, columns_real, other=-1).to(tl.int32)
                 weights = tl.where(found[:, None] == column[None, :], share, 0.0)
                 weights += tl.where(found_back[None, :] == row[:, None], back, 0.0)
                 weights *= inverse[None, :]
                 tokens = tl.load(
-                    other + other_row[:, None] * D + depth[None, :],
+                    other + column[:, None] * D + depth[None, :],
                     columns_real[:, None] & (depth < D)[None, :],
                     other=0.0,
                 )
@@ -171,10 +184,18 @@ def _gradient(
                     total = tl.dot(weights.to(tokens.dtype), tokens, total)
                 else:  # float16 would lose small weights
                     total = tl.dot(weights, tokens.to(tl.float32), total, input_precision=PRECISION)
-    place = own_row[:, None] * D + depth[None, :]
+            other += L * D
+            other_inverse += L
+            other_real += L
+            other_lengths += 1
+            other_best += L * n
+            own_best += 1
+            own_share += 1
+            other_share += n
+    place = row[:, None] * D + depth[None, :]
     inside = (row < P)[:, None] & (depth < D)[None, :]
     if NORMALIZE:
-        inverse = tl.load(own_inverse + own_row, row < P, other=0.0)
+        inverse = tl.load(own_inverse + i * P + row, row < P, other=0.0)
         unit = tl.load(own + place, inside & rows_real[:, None], other=0.0).to(tl.float32) * inverse[:, None]
         along = tl.sum(total * unit, 1)
         total = (total - along[:, None] * unit) * inverse[:, None]
