@@ -400,8 +400,8 @@ class LocalizationResult(Result):
         caption = "Pointing accuracy; the stroke is the share of the pictures that the boxes take, which is chance"
         report.add_figure(figures.shares(bars), f"{caption}. The {len(bars)} commonest names of {len(per_name)}.")
         best, worst = self.examples()
-        report.add_images(best, "Surest hits: the map of a phrase, its boxes, and a cross at its maximum", "good")
-        report.add_images(worst, "Surest mistakes", "bad")
+        report.add_images(best, "Surest hits: the map of a phrase, its boxes, and a cross at its maximum", "good large")
+        report.add_images(worst, "Surest mistakes", "bad large")
         title = "The picture, the classes of its pixels where they are known, and those that are found there"
         report.add_images(self.segmentations(), title, "wide")
         report.add_images(self.alignments(), "The token of the caption that fits each cell best", "large")

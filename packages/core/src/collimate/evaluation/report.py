@@ -126,9 +126,10 @@ class Report:
         Args:
             images: (picture, caption).
             title: above them.
-            kind: `good` or `bad` mark them by colour; `large` shows them larger, `wide` larger and uncut.
+            kind: words, of which `good` and `bad` mark them by colour, `large` shows them larger, and `wide` larger and
+                uncut.
         """
-        side = DRAWING if kind in ("large", "wide") else PICTURE
+        side = DRAWING if {"large", "wide"} & set(kind.split()) else PICTURE
         cells = "".join(
             f'<figure><img alt="" src="{_inline(raw, side)}">{_caption(text)}</figure>' for raw, text in images
         )
