@@ -14,6 +14,10 @@ if os.environ.get("CI"):
 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo would otherwise look the host name up
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# Side by side, the test processes share the cores: threads that wait for one another are slow where cores lack.
+if (processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

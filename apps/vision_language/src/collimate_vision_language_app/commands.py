@@ -37,6 +37,7 @@ def consistency(
     from rich import get_console
 
     import collimate
+    from collimate.console import say
     from collimate.data import open_source
     from collimate.evaluation import Report
     from collimate_vision_language.consistency import evaluate_consistency
@@ -58,4 +59,4 @@ def consistency(
     table = Path(output) / "weights.csv"
     found.write_table(table)
     get_console().print(found.table())
-    get_console().print(f"Report: {page}\nJSON:   {page.with_suffix('.json')}\nTable:  {table}")
+    say(f"Report: {page}\nJSON:   {page.with_suffix('.json')}\nTable:  {table}")

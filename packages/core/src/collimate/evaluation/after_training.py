@@ -13,6 +13,7 @@ from rich import get_console
 
 from collimate import distributed
 from collimate.configurable import Configurable
+from collimate.console import say
 from collimate.data import open_source
 from collimate.evaluation.report import Report
 from collimate.evaluation.result import Result
@@ -96,7 +97,7 @@ class AfterTraining(Configurable):
                 results[name] = found
         if distributed.rank() == 0:
             page = report.save(Path(output))
-            get_console().print(f"Report: {page}\nJSON:   {page.with_suffix('.json')}")
+            say(f"Report: {page}\nJSON:   {page.with_suffix('.json')}")
         return results
 
 

@@ -216,9 +216,8 @@ def embed(
         device: `auto` is the first GPU where there is one, else the CPU.
         precision: of the encoders.
     """
-    from rich import get_console
-
     import collimate
+    from collimate.console import say
     from collimate.data import open_source
     from collimate.evaluation.embedding import write_embeddings
 
@@ -238,7 +237,7 @@ def embed(
         tokens=tokens,
         token_precision=token_precision,
     )
-    get_console().print(f"Embeddings of {rows} samples: {output}/")
+    say(f"Embeddings of {rows} samples: {output}/")
 
 
 def localize(
@@ -358,10 +357,11 @@ def _report(found: Result, checkpoint: str, output: str) -> None:
     """Print the table, write the report."""
     from rich import get_console
 
+    from collimate.console import say
     from collimate.evaluation.report import Report
 
     report = Report(found.title, checkpoint)
     found.add_to(report)
     page = report.save(Path(output))
     get_console().print(found.table())
-    get_console().print(f"Report: {page}\nJSON:   {page.with_suffix('.json')}")
+    say(f"Report: {page}\nJSON:   {page.with_suffix('.json')}")
