@@ -19,6 +19,11 @@ if (processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The command line's tests take minutes a file: begun last, they would be waited for by one process alone."""
+    items.sort(key=lambda item: "end_to_end" not in item.nodeid)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data sets beside the repository; tests that need one skip where it is absent."""
