@@ -30,6 +30,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(kernel, "CPU_PRODUCTS", (6, 9))
     monkeypatch.setattr(kernel, "CPU_SUMS", (8, 5))
     monkeypatch.setattr(kernel, "LANES", 2)
+    monkeypatch.setattr(kernel, "HELD", 12)
 
 
 def draw(seed, *shapes, dtype=torch.float64):
@@ -329,7 +330,7 @@ def test_wrong_arguments_are_told():
         late_interaction(image, text[..., :2])
     with pytest.raises(ValueError, match=r"mask is \(3, 3\), the tokens are \(3, 4, 5\)"):
         late_interaction(image, text, None, torch.ones(3, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match="hold no pairs"):
+    with pytest.raises(ValueError, match="4 queries cannot be paired with 3 keys"):
         filip_loss(image, text, 1.0)
     with pytest.raises(ValueError, match="spans the keys of all ranks"):
         filip_loss(image, image, 1.0, mask=torch.ones(4, 3, dtype=torch.bool))
@@ -339,9 +340,10 @@ def test_wrong_arguments_are_told():
         symmetric_info_nce_of_scores(image[0], text[0], 1.0)
 
 
+@pytest.mark.parametrize("tokens", [3, 9])
 @pytest.mark.parametrize("side", ["query", "key"])
-def test_a_sample_of_padding_alone_is_told(side):
-    image, text = draw(0, (4, 6, WIDTH), (4, 6, WIDTH))
+def test_a_sample_of_padding_alone_is_told(side, tokens):
+    image, text = draw(0, (4, 6 if side == "query" else tokens, WIDTH), (4, 6 if side == "key" else tokens, WIDTH))
     mask = torch.ones(4, 6, dtype=torch.bool)
     mask[2] = False
     with pytest.raises(ValueError, match=f"{side} 2 has no real token"):

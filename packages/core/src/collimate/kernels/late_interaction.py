@@ -10,14 +10,15 @@ of the products. Forward multiplies the tokens block by block and reads each blo
 cache; backward multiplies nothing, for each token's gradient is a sum of a few rows of the other side. Samples go in
 order of their length and a block is no longer than its longest sample, so that padding costs next to nothing.
 
-Shape legend: n queries of P tokens, m keys of L tokens, D width; k samples of one side in a part, W their longest;
-N and M samples, T tokens of a side and of the other, whichever they are.
+Shape legend: n queries of P tokens, m keys of L tokens, D width; N samples of T tokens on one side and M of U on the
+other, whichever they are; k samples in a part of a side, W the longest of them.
 """
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -35,8 +36,9 @@ Block = tuple[int, int]
 """About how many tokens of either side meet at a time; a sample is never cut."""
 
 CPU_PRODUCTS: Block = (256, 1024)  # 1 MiB in float32: in a core's cache while it is read along both sides
-CPU_SUMS: Block = (800, 1024)  # 3 MiB of indices and rows a thread: half of it takes half as long again
+CPU_SUMS: Block = (512, 512)  # 2 MiB of indices and rows a thread; with twice as many it takes a third less time
 GPU_BLOCK: Block = (4096, 4096)  # large enough to hide the launches
+HELD = 2**16  # tokens of keys that are ready at a time, 64 MiB at a width of 256
 LANES = 32  # keys at a time: below it torch's reductions over outer dimensions are not vectorised, and 15 times as slow
 
 Best = tuple[Int[Tensor, "n P m"], Int[Tensor, "m L n"]]
@@ -64,14 +66,13 @@ def pair_late_interaction(
         ValueError: shapes that do not fit, or a sample without a real token, for which neither mean is defined.
     """
     _check(query, key, query_mask, key_mask)
-    if query.shape[1] < key.shape[1]:  # blocks are low and wide where keys are the shorter samples
-        by_key, by_query = pair_late_interaction(key, query, key_mask, query_mask, normalize)
-        return by_query, by_key
     query, query_mask, query_lengths, query_place = _by_length(query, query_mask, "query")
     key, key_mask, key_lengths, key_place = _by_length(key, key_mask, "key")
-    by_query, by_key = _PairLateInteraction.apply(  # type: ignore[misc]
-        query, key, query_mask, key_mask, query_lengths, key_lengths, normalize
-    )
+    sides = (query, query_mask, query_lengths), (key, key_mask, key_lengths)
+    if query.shape[1] < key.shape[1]:  # blocks are low and wide where keys are the shorter samples
+        by_key, by_query = _PairLateInteraction.apply(*sides[1], *sides[0], normalize)  # type: ignore[misc]
+    else:
+        by_query, by_key = _PairLateInteraction.apply(*sides[0], *sides[1], normalize)  # type: ignore[misc]
     return _placed(by_query, query_place, key_place), _placed(by_key, key_place, query_place)
 
 
@@ -143,15 +144,31 @@ class Side:
         return padded if bool(padded.any()) else None
 
 
+class Columns(NamedTuple):
+    """The tokens of some keys, ready for use, the neighbours of each those of the same place in other keys.
+
+    Attributes:
+        part: which keys.
+        tokens: of unit length if wanted, float32 or float64.
+        padded: True where a token is padding; None where none is.
+        bias: what is added to products for padding.
+    """
+
+    part: Part
+    tokens: Float[Tensor, "W*k D"]
+    padded: Bool[Tensor, "k W"] | None
+    bias: Float[Tensor, " W*k"] | None
+
+
 class _PairLateInteraction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         query: Tensor,
-        key: Tensor,
         query_mask: Tensor | None,
-        key_mask: Tensor | None,
         query_lengths: list[int],
+        key: Tensor,
+        key_mask: Tensor | None,
         key_lengths: list[int],
         normalize: bool,
     ) -> tuple[Tensor, Tensor]:
@@ -181,7 +198,7 @@ class _PairLateInteraction(torch.autograd.Function):
             sweeps = _sweeps(x, y)
             query_grad = sweeps.sweep_backward(x, y, (best[0], best[1]), (by_query_grad, by_key_grad))
             key_grad = sweeps.sweep_backward(y, x, (best[1], best[0]), (by_key_grad, by_query_grad))
-        return query_grad, key_grad, None, None, None, None, None
+        return query_grad, None, None, key_grad, None, None, None
 
 
 def _sweeps(x: Side, y: Side) -> ModuleType:
@@ -200,12 +217,11 @@ def sweep(x: Side, y: Side, best: Best | None) -> tuple[Float[Tensor, "n m"], Fl
     dtype = torch.promote_types(x.tokens.dtype, torch.float32)
     by_query = x.tokens.new_empty(len(x.lengths), len(y.lengths), dtype=dtype)
     by_key = x.tokens.new_empty(len(y.lengths), len(x.lengths), dtype=dtype)
-    keys = [(part, *_columns(y, part)) for part in y.parts(key_tokens, LANES)]
 
-    def visit(q: Part) -> None:
+    def visit(keys: list[Columns], q: Part) -> None:
         query, query_padded = x.units(q)[0], x.padded(q)
         # The same memory for every block: new pages cost as much as what is done to them.
-        memory = by_query.new_empty(2, q.rows * max((k.rows for k, *_ in keys), default=0))
+        memory = by_query.new_empty(2, q.rows * max(k.rows for k, *_ in keys))
         for k, key, key_padded, key_bias in keys:
             products, buffer = (half[: q.rows * k.rows].view(q.rows, k.rows) for half in memory)
             torch.mm(query, key.T, out=products)
@@ -222,17 +238,17 @@ def sweep(x: Side, y: Side, best: Best | None) -> tuple[Float[Tensor, "n m"], Fl
                 best[0][q.samples, : q.width, k.samples] = _places(products, query_top, 2, buffer)
                 best[1][k.samples, : k.width, q.samples] = _places(products, key_top, 1, buffer).permute(2, 1, 0)
 
-    for_each(visit, x.parts(query_tokens), x.tokens.device)
+    parts, step = y.parts(key_tokens, LANES), max(1, HELD // key_tokens)
+    for first in range(0, len(parts), step):
+        keys = [_columns(y, part) for part in parts[first : first + step]]
+        for_each(partial(visit, keys), x.parts(query_tokens), x.tokens.device)
     return by_query.div_(x.count()), by_key.div_(y.count())
 
 
-def _columns(
-    side: Side, part: Part
-) -> tuple[Float[Tensor, "W*k D"], Bool[Tensor, "k W"] | None, Float[Tensor, " W*k"] | None]:
-    """The tokens of keys, neighbours those of the same place; their padding; and what is added for it to products."""
+def _columns(side: Side, part: Part) -> Columns:
     units, padded = side.units(part)[0], side.padded(part)
     columns = units.unflatten(0, (-1, part.width)).transpose(0, 1).flatten(0, 1)
-    return columns, padded, None if padded is None else _bias(padded.T, units).flatten()
+    return Columns(part, columns, padded, None if padded is None else _bias(padded.T, units).flatten())
 
 
 def _bias(padded: Bool[Tensor, "a b"], like: Tensor) -> Float[Tensor, "a b"]:
@@ -255,7 +271,7 @@ def _places(products: Tensor, top: Tensor, dim: int, buffer: Tensor) -> Tensor:
 def sweep_backward(
     own: Side,
     other: Side,
-    best: tuple[Int[Tensor, "N T M"], Int[Tensor, "M T2 N"]],
+    best: tuple[Int[Tensor, "N T M"], Int[Tensor, "M U N"]],
     grads: tuple[Float[Tensor, "N M"] | None, Float[Tensor, "M N"] | None],
 ) -> Float[Tensor, "N T D"]:
     """The gradient of one side's tokens: of the queries', or, with all arguments exchanged, of the keys'.

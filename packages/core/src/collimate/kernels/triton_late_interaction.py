@@ -5,7 +5,8 @@ both sides. Backward, a program owns some tokens of a sample and goes through al
 it needs, and how much of each, is a matrix that is nearly all zeros, but made on the chip and fed to the tensor cores
 it is faster than fetching rows one by one. Tokens are read as they are, and brought to unit length by scaling products.
 
-Shape legend: n queries of P tokens, m keys of L tokens, D width; a program holds a block of R x C of products.
+Shape legend: n queries of P tokens, m keys of L tokens, D width; N samples of T tokens on the own side and M of U on
+the other; a program holds a block of R x C of products.
 """
 
 # A kernel call takes numbers where the kernel is annotated constexpr, and num_warps, which is no argument of it.
@@ -122,7 +123,7 @@ def _forward(
 def sweep_backward(
     own: Side,
     other: Side,
-    best: tuple[Int[Tensor, "N T M"], Int[Tensor, "M T2 N"]],
+    best: tuple[Int[Tensor, "N T M"], Int[Tensor, "M U N"]],
     grads: tuple[Float[Tensor, "N M"] | None, Float[Tensor, "M N"] | None],
 ) -> Float[Tensor, "N T D"]:
     tokens, others = own.tokens.contiguous(), other.tokens.contiguous()

@@ -21,7 +21,7 @@ from collimate import distributed
 from collimate.distributed import Group
 from collimate.kernels.tiles import Keep
 from collimate.losses.negatives import kept_pairs
-from collimate.losses.softmax import NO_POSITIVE
+from collimate.losses.softmax import NO_POSITIVE, check_paired, global_mean
 from collimate.losses.targets import Paired, Targets
 
 
@@ -71,26 +71,22 @@ def symmetric_info_nce_of_scores(
     key_lse = _kept(key_logits, None if kept is None else kept.T).logsumexp(1)
     key_lse = distributed.column_logsumexp(key_lse, key_counts, group)
     if isinstance(targets, Paired):
-        losses = lse - _pairs(logits[:, own])
+        check_paired(logits, key_logits[own])
+        losses = lse - logits[:, own].diagonal()
     else:
         losses = _targeted(lse, logits, targets, key_counts, group)
     if isinstance(key_targets, Paired):
-        key_losses = key_lse - _pairs(key_logits[own])
+        check_paired(logits, key_logits[own])
+        key_losses = key_lse - key_logits[own].diagonal()
     else:
         query_counts = distributed.row_counts(logits, group)
         own_logits = distributed.gather(key_logits.T, group, query_counts)[:, own].T
         key_losses = _targeted(key_lse, own_logits, key_targets, query_counts, group)
-    return ((_mean(losses, weights, group) + _mean(key_losses, weights, group)) / 2).to(by_query.dtype)
+    return ((global_mean(losses, weights, group) + global_mean(key_losses, weights, group)) / 2).to(by_query.dtype)
 
 
 def _kept(logits: Tensor, kept: Tensor | None) -> Tensor:
     return logits if kept is None else logits.masked_fill(~kept, -torch.inf)
-
-
-def _pairs(own_logits: Float[Tensor, "a b"]) -> Float[Tensor, " a"]:
-    if own_logits.shape[0] != own_logits.shape[1]:
-        raise ValueError(f"Scores of {tuple(own_logits.shape)} hold no pairs one to one; say with `targets` which do.")
-    return own_logits.diagonal()
 
 
 def _targeted(
@@ -99,8 +95,3 @@ def _targeted(
     share, mass = targets.blend(torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device), counts, group)
     losses = lse - (share * logits).sum(1) / mass.clamp_min(NO_POSITIVE)
     return torch.where(mass > NO_POSITIVE, losses, 0.0)
-
-
-def _mean(losses: Tensor, weights: Tensor | None, group: Group) -> Tensor:
-    share = distributed.global_share(distributed.row_counts(losses, group))
-    return share * (losses if weights is None else losses * weights).sum()

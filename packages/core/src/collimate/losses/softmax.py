@@ -72,7 +72,7 @@ def info_nce(
     losses = info_nce_losses(
         query, key, logit_scale, targets=targets, ids=ids, mask=mask, queue=queue, normalize=normalize, group=group
     )
-    return _mean(losses, weights, group)
+    return global_mean(losses, weights, group)
 
 
 def symmetric_info_nce(
@@ -110,7 +110,7 @@ def symmetric_info_nce(
         normalize=normalize,
         group=group,
     )
-    return (_mean(losses.queries, weights, group) + _mean(losses.keys, weights, group)) / 2
+    return (global_mean(losses.queries, weights, group) + global_mean(losses.keys, weights, group)) / 2
 
 
 def info_nce_losses(
@@ -214,7 +214,7 @@ class _Contrast:
         return torch.where(mass > NO_POSITIVE, (lse - positive).to(self.dtype), 0.0)
 
 
-def _mean(losses: Tensor, weights: Tensor | None, group: Group) -> Tensor:
+def global_mean(losses: Tensor, weights: Tensor | None, group: Group) -> Tensor:
     """This rank's share of the mean over all samples of all ranks."""
     share = distributed.global_share(distributed.row_counts(losses, group))
     return share * (losses if weights is None else losses * weights).sum()
