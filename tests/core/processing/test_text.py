@@ -61,6 +61,13 @@ def test_configuration_and_pickle_give_the_same_tokenizer():
         assert torch.equal(again("a <|endoftext|> b"), tokenizer("a <|endoftext|> b"))
 
 
+def test_pieces_are_for_people():
+    tokenizer = ClipTokenizer(12)
+    assert tokenizer.pieces(tokenizer("A photo of  cats! !")) == ["", "a", "photo", "of", "cats", "!", "!", *[""] * 5]
+    assert "".join(tokenizer.pieces(tokenizer("disestablishment"))) == "disestablishment"
+    assert set(tokenizer.pieces(tokenizer(""))) == {""}
+
+
 def test_a_context_without_room_is_refused():
     with pytest.raises(ValueError, match="context of 2"):
         ClipTokenizer(1)
@@ -79,6 +86,7 @@ def test_hugging_face_folder(sentence_folder, tmp_path):
     assert batch[2, -1] == tokenizer.end_id
     tokenizer.save_files(tmp_path)
     assert torch.equal(HuggingFaceTokenizer(str(tmp_path), 12)("A photo."), tokenizer("A photo."))
+    assert tokenizer.pieces(tokenizer("A photo.")) == ["", "a", "photo", ".", *[""] * 8]
 
 
 def test_cleaning_before_the_tokenizer(sentence_folder):

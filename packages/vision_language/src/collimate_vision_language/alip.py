@@ -45,8 +45,7 @@ from collimate import distributed
 from collimate.checkpoints.open_clip import read_open_clip
 from collimate.data import OneCaption
 from collimate.distributed import Group
-from collimate.encoders import Encoder, LinearProjection, Projection
-from collimate.encoding import Encoding
+from collimate.encoders import Encoder, Projection, projections_for
 from collimate.losses import symmetric_info_nce
 from collimate.losses.negatives import given_keys, text_ids
 from collimate.processing import Processor
@@ -244,23 +243,14 @@ class ALIP(Method):
         mask_duplicates: bool = False,
     ) -> None:
         super().__init__()
-        self.encoders = nn.ModuleDict({"image": image_encoder, "text": text_encoder})
-        self.projections = nn.ModuleDict(
-            {
-                "image": image_projection or LinearProjection(image_encoder.width, embed_dim),
-                "text": text_projection or LinearProjection(text_encoder.width, embed_dim),
-            }
-        )
         self.processors = {"image": image_processor, "text": tokenizer}
+        self.encoders = nn.ModuleDict({"image": image_encoder, "text": text_encoder})
+        self.projections = projections_for(self.encoders, embed_dim, image=image_projection, text=text_projection)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(init_logit_scale)))  # the logarithm
         self.max_logit_scale = max_logit_scale
         self.register_buffer("history", torch.full((3,), 1.0 if history_init == "one" else torch.nan))
         self.momentum, self.gamma_sample, self.gamma_pair = momentum, gamma_sample, gamma_pair
         self.mask_duplicates = mask_duplicates
-
-    def forward(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> Encoding:
-        projection: Any = self.projections[modality]
-        return projection.project(self.encoders[modality](inputs, mask))
 
     def embed(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         texts = self.encode("text", torch.cat([batch["text"], batch["caption"]])).pooled  # one pass of the tower
@@ -289,10 +279,6 @@ class ALIP(Method):
             "duplicate_captions": duplicate_rate(ids, given),
         }
         return losses._asdict()
-
-    @torch.no_grad()
-    def after_optimizer_step(self) -> None:
-        self.logit_scale.clamp_(0, math.log(self.max_logit_scale))
 
     @classmethod
     def from_open_clip(

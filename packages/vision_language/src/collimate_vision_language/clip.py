@@ -28,8 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from collimate.checkpoints.open_clip import read_open_clip, read_openai
-from collimate.encoders import Encoder, LinearProjection, Projection
-from collimate.encoding import Encoding
+from collimate.encoders import Encoder, Projection, projections_for
 from collimate.losses import clip_loss
 from collimate.losses.negatives import text_ids
 from collimate.processing import Processor
@@ -69,29 +68,16 @@ class CLIP(Method):
         mask_duplicates: bool = False,
     ) -> None:
         super().__init__()
-        self.encoders = nn.ModuleDict({"image": image_encoder, "text": text_encoder})
-        self.projections = nn.ModuleDict(
-            {
-                "image": image_projection or LinearProjection(image_encoder.width, embed_dim),
-                "text": text_projection or LinearProjection(text_encoder.width, embed_dim),
-            }
-        )
         self.processors = {"image": image_processor, "text": tokenizer}
+        self.encoders = nn.ModuleDict({"image": image_encoder, "text": text_encoder})
+        self.projections = projections_for(self.encoders, embed_dim, image=image_projection, text=text_projection)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(init_logit_scale)))  # t, the logarithm
         self.max_logit_scale = max_logit_scale
         self.mask_duplicates = mask_duplicates
 
-    def forward(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> Encoding:
-        projection: Any = self.projections[modality]
-        return projection.project(self.encoders[modality](inputs, mask))
-
     def losses(self, embeddings: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         ids = text_ids(batch["text"]) if self.mask_duplicates else None
         return {"clip": clip_loss(embeddings["image"], embeddings["text"], self.logit_scale.exp(), ids=ids)}
-
-    @torch.no_grad()
-    def after_optimizer_step(self) -> None:
-        self.logit_scale.clamp_(0, math.log(self.max_logit_scale))
 
     @classmethod
     def from_open_clip(

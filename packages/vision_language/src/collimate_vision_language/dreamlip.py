@@ -52,12 +52,12 @@ from torch.nn.functional import normalize
 from collimate import distributed
 from collimate.checkpoints.open_clip import read_open_clip
 from collimate.distributed import Group
-from collimate.encoders import Encoder, LinearProjection, Projection
+from collimate.encoders import Encoder, LinearProjection, Projection, projections_for
 from collimate.encoding import Encoding
 from collimate.losses import clip_loss, symmetric_info_nce
 from collimate.processing import Processor
 from collimate.training import Method
-from collimate_vision_language.sub_captions import SubCaptions, several
+from collimate_vision_language.sub_captions import SubCaptions, embed_several, several
 
 Normalization = Literal["minmax", "softmax"]
 MINMAX_EPSILON = 1e-10  # added to the range of similarities (zyf0619sjtu/DreamLIP, open_clip/loss.py)
@@ -201,15 +201,10 @@ class DreamLIP(Method):
         max_logit_scale: float = 100.0,
     ) -> None:
         super().__init__()
-        self.encoders = nn.ModuleDict({"image": image_encoder, "text": text_encoder})
-        self.projections = nn.ModuleDict(
-            {
-                "image": image_projection or LinearProjection(image_encoder.width, embed_dim),
-                "text": text_projection or LinearProjection(text_encoder.width, embed_dim),
-            }
-        )
-        self.local_projection = local_projection or LinearProjection(image_encoder.width, embed_dim)
         self.processors = {"image": image_processor, "text": tokenizer}
+        self.encoders = nn.ModuleDict({"image": image_encoder, "text": text_encoder})
+        self.projections = projections_for(self.encoders, embed_dim, image=image_projection, text=text_projection)
+        self.local_projection = local_projection or LinearProjection(image_encoder.width, embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(init_logit_scale)))  # the logarithm of s
         self.local_logit_scale = nn.Parameter(torch.tensor(math.log(init_logit_scale)))  # the logarithm of s'
         self.max_logit_scale = max_logit_scale
@@ -226,12 +221,7 @@ class DreamLIP(Method):
         return encoding.replace(pooled=projection(encoding.pooled), tokens=tokens)
 
     def embed(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """`image` (B, D), `patches` (B, M, D) and `text` (B, K, D); the text tower sees all texts at once."""
-        image, tokens = self.encode("image", batch["image"]), several(batch["text"])
-        if image.tokens is None:
-            raise ValueError(f"{type(self.encoders['image']).__name__} has no tokens for texts to group.")
-        text = self.encode("text", tokens.flatten(0, 1)).pooled.unflatten(0, tokens.shape[:2])
-        return {"image": image.pooled, "patches": image.tokens, "text": text}
+        return embed_several(self, batch)
 
     def losses(self, embeddings: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         image, patches, text = (embeddings[name] for name in ("image", "patches", "text"))
@@ -247,11 +237,6 @@ class DreamLIP(Method):
         assert image.tokens is not None
         texts = text.pooled.float().expand(len(image.pooled), -1, -1)
         return grouping_weights(texts, image.tokens.float(), self.sigma, self.normalization)
-
-    @torch.no_grad()
-    def after_optimizer_step(self) -> None:
-        for scale in (self.logit_scale, self.local_logit_scale):
-            scale.clamp_(0, math.log(self.max_logit_scale))
 
     @classmethod
     def from_open_clip(

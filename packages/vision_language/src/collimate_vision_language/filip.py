@@ -33,7 +33,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from collimate.encoders import Encoder, LinearProjection, Projection
+from collimate.encoders import Encoder, Projection, projections_for
 from collimate.encoding import Encoding
 from collimate.losses import filip_loss, late_interaction
 from collimate.processing import Processor
@@ -82,14 +82,9 @@ class FILIP(Method):
         text_token_share: float = 1.0,
     ) -> None:
         super().__init__()
-        self.encoders = nn.ModuleDict({"image": image_encoder, "text": text_encoder})
-        self.projections = nn.ModuleDict(
-            {
-                "image": image_projection or LinearProjection(image_encoder.width, embed_dim),
-                "text": text_projection or LinearProjection(text_encoder.width, embed_dim),
-            }
-        )
         self.processors = {"image": image_processor, "text": tokenizer}
+        self.encoders = nn.ModuleDict({"image": image_encoder, "text": text_encoder})
+        self.projections = projections_for(self.encoders, embed_dim, image=image_projection, text=text_projection)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(init_logit_scale)))  # the logarithm of s
         self.max_logit_scale = max_logit_scale
         self.drop_special_tokens = drop_special_tokens
@@ -144,10 +139,6 @@ class FILIP(Method):
         if query.tokens is None or key.tokens is None:
             raise ValueError("FILIP compares tokens, and one of these encodings has none.")
         return late_interaction(query.tokens, key.tokens, query.mask, key.mask)
-
-    @torch.no_grad()
-    def after_optimizer_step(self) -> None:
-        self.logit_scale.clamp_(0, math.log(self.max_logit_scale))
 
 
 def _without_special(ids: Int64[Tensor, "B L"], real: Bool[Tensor, "B L"], tokenizer: Processor) -> Bool[Tensor, "B L"]:

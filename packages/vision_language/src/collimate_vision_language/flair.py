@@ -48,12 +48,12 @@ from collimate import distributed
 from collimate.checkpoints.files import CheckpointError, read_state_dict, tidy
 from collimate.checkpoints.open_clip import read_open_clip
 from collimate.distributed import Group
-from collimate.encoders import Encoder, LinearProjection, Projection
+from collimate.encoders import Encoder, Projection, projections_for
 from collimate.encoding import Encoding
 from collimate.losses import SharedLabels, sigmoid_contrast
 from collimate.processing import Processor
 from collimate.training import Method
-from collimate_vision_language.sub_captions import SubCaptions, several
+from collimate_vision_language.sub_captions import SubCaptions, embed_several
 
 PAIRS = 2**15  # of image and text, pooled at a time: 64 MiB a tensor at a width of 512
 
@@ -177,15 +177,10 @@ class FLAIR(Method):
         max_logit_scale: float = 100.0,
     ) -> None:
         super().__init__()
-        self.encoders = nn.ModuleDict({"image": image_encoder, "text": text_encoder})
-        self.projections = nn.ModuleDict(
-            {
-                "image": image_projection or LinearProjection(image_encoder.width, embed_dim),
-                "text": text_projection or LinearProjection(text_encoder.width, embed_dim),
-            }
-        )
-        self.pooling = TextConditionedPooling(embed_dim, heads)
         self.processors = {"image": image_processor, "text": tokenizer}
+        self.encoders = nn.ModuleDict({"image": image_encoder, "text": text_encoder})
+        self.projections = projections_for(self.encoders, embed_dim, image=image_projection, text=text_projection)
+        self.pooling = TextConditionedPooling(embed_dim, heads)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(init_logit_scale)))  # the logarithm of s
         self.logit_bias = nn.Parameter(torch.tensor(init_logit_bias))
         self.max_logit_scale = max_logit_scale
@@ -201,12 +196,7 @@ class FLAIR(Method):
         return projection.project(encoding)
 
     def embed(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """`image` (B, D), `patches` (B, M, D) and `text` (B, K, D); the text tower sees all texts at once."""
-        image, tokens = self.encode("image", batch["image"]), several(batch["text"])
-        if image.tokens is None:
-            raise ValueError(f"{type(self.encoders['image']).__name__} has no tokens for texts to attend to.")
-        text = self.encode("text", tokens.flatten(0, 1)).pooled.unflatten(0, tokens.shape[:2])
-        return {"image": image.pooled, "patches": image.tokens, "text": text}
+        return embed_several(self, batch)
 
     def losses(self, embeddings: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         image, patches, text = (embeddings[name] for name in ("image", "patches", "text"))
@@ -230,10 +220,6 @@ class FLAIR(Method):
         """How much each text attends to each patch, the mean over heads."""
         assert image.tokens is not None
         return self.pooling.weights(_for_each(image.tokens, text), image.tokens.float())
-
-    @torch.no_grad()
-    def after_optimizer_step(self) -> None:
-        self.logit_scale.clamp_(0, math.log(self.max_logit_scale))
 
     @classmethod
     def from_open_clip(

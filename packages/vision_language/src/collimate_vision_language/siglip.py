@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from collimate.checkpoints.open_clip import read_open_clip
 from collimate.distributed import world_size
-from collimate.encoders import Encoder, LinearProjection, Projection
+from collimate.encoders import Encoder, Projection, projections_for
 from collimate.encoding import Encoding
 from collimate.losses import siglip_loss
 from collimate.processing import Processor
@@ -68,22 +68,13 @@ class SigLIP(Method):
         init_logit_bias: float | Literal["auto"] = PUBLISHED_BIAS,
     ) -> None:
         super().__init__()
-        self.encoders = nn.ModuleDict({"image": image_encoder, "text": text_encoder})
-        self.projections = nn.ModuleDict(
-            {
-                "image": image_projection or LinearProjection(image_encoder.width, embed_dim),
-                "text": text_projection or LinearProjection(text_encoder.width, embed_dim),
-            }
-        )
         self.processors = {"image": image_processor, "text": tokenizer}
+        self.encoders = nn.ModuleDict({"image": image_encoder, "text": text_encoder})
+        self.projections = projections_for(self.encoders, embed_dim, image=image_projection, text=text_projection)
         self.balance_bias = init_logit_bias == "auto"
         bias = PUBLISHED_BIAS if init_logit_bias == "auto" else init_logit_bias
         self.logit_scale = nn.Parameter(torch.tensor(math.log(init_logit_scale)))  # t', the logarithm
         self.logit_bias = nn.Parameter(torch.tensor(bias))
-
-    def forward(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> Encoding:
-        projection: Any = self.projections[modality]
-        return projection.project(self.encoders[modality](inputs, mask))
 
     def losses(self, embeddings: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         image, text = embeddings["image"], embeddings["text"]

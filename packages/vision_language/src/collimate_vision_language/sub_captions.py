@@ -12,13 +12,14 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Int64
 from torch import Tensor
 
 from collimate.data import Caption, CaptionChoice
 from collimate.data.decoding import check_text
+from collimate.training import Method
 
 
 def split_sentences(text: str) -> list[str]:
@@ -152,6 +153,19 @@ def join(sentences: Sequence[str]) -> str:
 def several(tokens: Int64[Tensor, "B *K L"]) -> Int64[Tensor, "B K L"]:
     """A batch of texts as several a sample: one where there is no such dimension."""
     return tokens if tokens.ndim == 3 else tokens[:, None]
+
+
+def embed_several(method: Method, batch: dict[str, Any]) -> dict[str, Tensor]:
+    """`image` (B, D), `patches` (B, M, D) and `text` (B, K, D); the text tower sees all texts at once.
+
+    Raises:
+        ValueError: the image tower has no tokens.
+    """
+    image, tokens = method.encode("image", batch["image"]), several(batch["text"])
+    if image.tokens is None:
+        raise ValueError(f"{type(method.encoders['image']).__name__} has no tokens for texts to look at.")
+    text = method.encode("text", tokens.flatten(0, 1)).pooled.unflatten(0, tokens.shape[:2])
+    return {"image": image.pooled, "patches": image.tokens, "text": text}
 
 
 # How sentences end ------------------------------------------------------------------------------------------------

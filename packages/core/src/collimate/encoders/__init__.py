@@ -4,7 +4,7 @@ from collimate.encoders.adapted import Frozen, LoRA
 from collimate.encoders.base import Encoder
 from collimate.encoders.huggingface import HuggingFaceTextEncoder
 from collimate.encoders.open_clip import OpenClipImageEncoder, OpenClipResNetEncoder, OpenClipTextEncoder
-from collimate.encoders.projection import LinearProjection, MLPProjection, NoProjection, Projection
+from collimate.encoders.projection import LinearProjection, MLPProjection, NoProjection, Projection, projections_for
 from collimate.encoders.timm import TimmImageEncoder
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "OpenClipTextEncoder",
     "Projection",
     "TimmImageEncoder",
+    "projections_for",
 ]

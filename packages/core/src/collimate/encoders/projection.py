@@ -5,6 +5,8 @@ Shape legend: W the tower's width, D the joint width.
 
 from __future__ import annotations
 
+from typing import Any
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -79,3 +81,15 @@ class NoProjection(Projection):
 
     def forward(self, vectors: Float[Tensor, "... W"]) -> Float[Tensor, "... W"]:
         return vectors
+
+
+def projections_for(encoders: nn.ModuleDict, dim: int, **given: Projection | None) -> nn.ModuleDict:
+    """Each encoder's projection into the joint space, by its modality.
+
+    Args:
+        encoders: modality -> encoder.
+        dim: D, for those that are made here.
+        given: by modality, its projection; one matrix if None.
+    """
+    widths: dict[str, Any] = {modality: encoder.width for modality, encoder in encoders.items()}
+    return nn.ModuleDict({name: given.get(name) or LinearProjection(width, dim) for name, width in widths.items()})

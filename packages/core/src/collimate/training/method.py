@@ -1,9 +1,9 @@
 """The base of every method: encoders in, named loss terms out; all else is here or in callbacks.
 
-A method is one file. It sets `modalities` and `processors`, and writes two functions:
+A method is one file. It sets `modalities`, `processors`, `encoders` and `projections`, and writes
 
-- `forward(modality, inputs, mask) -> Encoding`, pooled in the joint space;
-- `losses(embeddings, batch) -> {name: scalar}`.
+- `losses(embeddings, batch) -> {name: scalar}`;
+- `forward(modality, inputs, mask) -> Encoding`, pooled in the joint space, unless a tower and its projection are all.
 
 Training runs `embed` (per sample, so that the gradient cache may cut it into chunks) and then `losses` (where
 the samples of a batch meet, and ranks too). Evaluation needs only `encode` and `similarity`.
@@ -11,6 +11,7 @@ the samples of a batch meet, and ranks too). Evaluation needs only `encode` and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from jaxtyping import Float
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from collimate.configurable import Configurable
@@ -42,6 +43,10 @@ class Method(LightningModule, Configurable):
         processors: modality -> the raw-to-tensor step, saved with the weights.
         captions: key of a batch -> which of a sample's captions it holds, for methods that need more than any one
             under `text`; see `collimate.data.captions`.
+        encoders: modality -> its tower.
+        projections: modality -> the way from its tower into the joint space.
+        max_logit_scale: what the method's own parameters `*logit_scale`, which are logarithms, do not exceed after
+            exponentiation; they do not fall below 1 either. None holds them nowhere.
         optimization: optimizer, groups, schedule and loss weights.
         gradient_cache: samples a chunk, or None; set by the `GradientCache` callback.
         statistics: numbers of the latest batch that `losses` leaves for the step log, by name; `group/name` where
@@ -50,6 +55,9 @@ class Method(LightningModule, Configurable):
 
     modalities: tuple[str, ...] = ()
     captions: Mapping[str, CaptionChoice] = MappingProxyType({})
+    encoders: nn.ModuleDict
+    projections: nn.ModuleDict
+    max_logit_scale: float | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +70,8 @@ class Method(LightningModule, Configurable):
 
     def forward(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> Encoding:
         """Encode finished inputs of one modality; `pooled` lies in the joint space, not normalised."""
-        raise NotImplementedError
+        projection: Any = self.projections[modality]
+        return projection.project(self.encoders[modality](inputs, mask))
 
     def losses(self, embeddings: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         """The loss terms, each a scalar. Embeddings come in float32, outside autocast."""
@@ -76,8 +85,13 @@ class Method(LightningModule, Configurable):
         """The score by which this method ranks; the cosine unless overridden. Larger is nearer."""
         return normalize(query.pooled.float(), dim=-1) @ normalize(key.pooled.float(), dim=-1).T
 
+    @torch.no_grad()
     def after_optimizer_step(self) -> None:
-        """What follows each optimizer step: clamps, momentum encoders."""
+        """What follows each optimizer step: clamps, here that of the logit scales, and momentum encoders."""
+        if self.max_logit_scale is not None:
+            for name, parameter in self.named_parameters(recurse=False):
+                if name.endswith("logit_scale"):
+                    parameter.clamp_(0, math.log(self.max_logit_scale))
 
     # What users call --------------------------------------------------------------------------------------
 
