@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from collimate.data import CorruptSample, Preparation, TrainingPreparation
-from collimate.data.decoding import Undecodable, decode, register_decoder, register_modality, value_of
+from collimate.data import CorruptSample, ImageAugmentation, Preparation, TrainingPreparation
+from collimate.data.decoding import Undecodable, decode, identity_of, register_decoder, register_modality, value_of
+from collimate.data.loading import seed_generators
 from collimate.data.preparation import Augmentation, collate
 from collimate.processing import Processor
 
@@ -98,3 +99,45 @@ def test_errors_of_processors_become_corrupt_samples(processors):
     random.seed(0)  # a caption list with a bad entry is refused whichever is drawn
     with pytest.raises(CorruptSample, match="no caption"):
         TrainingPreparation({"text": processors["text"]})({"captions.json": ["fine", 3], "__key__": "k"})
+
+
+def test_a_picture_has_one_identity_whatever_its_sample_is_called(jpeg, processors):
+    prepare = Preparation(processors, also=("id",))
+    rows = [
+        prepare({"__key__": key, "__source__": source, "jpg": jpeg(number), "txt": text})["id"]
+        for key, source, number, text in (("0:a.jpg", "x", 1, "one"), ("7", "y", 1, "two"), ("0:a.jpg", "x", 2, "one"))
+    ]
+    assert rows[0].dtype == torch.int64
+    assert rows[0] == rows[1] != rows[2]
+    assert identity_of({"jpg": b"picture"}, ("png", "jpg")) == -6761750655912311187, "it must never change"
+
+
+def test_identities_of_what_came_decoded(jpeg):
+    image = decode("jpg", jpeg(1))
+    same = [identity_of({"jpg": value}, ("jpg",)) for value in (image, image.copy(), np.asarray(image))]
+    assert len(set(same)) == 1
+    flat, other = np.zeros((4, 6, 3), np.uint8), np.zeros((6, 4, 3), np.uint8)
+    assert identity_of({"jpg": flat}, ("jpg",)) != identity_of({"jpg": other}, ("jpg",)), "shapes count"
+    assert identity_of({"txt": "a"}, ("txt",)) == identity_of({"txt": b"a"}, ("txt",))
+    with pytest.raises(CorruptSample, match=r"no png .it has txt"):
+        identity_of({"txt": "a"}, ("png",))
+
+
+def test_views_are_further_draws(jpeg, processors):
+    sample = {"__key__": "k", "jpg": jpeg(1), "txt": "words"}
+    augmentations = {"image": ImageAugmentation((0.2, 0.5))}
+    prepare = TrainingPreparation(processors, augmentations=augmentations, views={"image_view": "image"})
+    rows = []
+    for _ in range(2):
+        seed_generators(0, 5)
+        rows.append(prepare(sample))
+    assert torch.equal(rows[0]["image"], rows[1]["image"])
+    assert torch.equal(rows[0]["image_view"], rows[1]["image_view"])
+    assert not torch.equal(rows[0]["image"], rows[0]["image_view"])
+    seed_generators(0, 5)
+    plain = TrainingPreparation(processors, augmentations=augmentations)(sample)
+    assert torch.equal(plain["image"], rows[0]["image"]), "a view must not change what is drawn for the first"
+    still = Preparation(processors, views={"image_view": "image"})(sample)
+    assert torch.equal(still["image"], still["image_view"])
+    with pytest.raises(ValueError, match="no 'sound' to view: the modalities are image, text"):
+        Preparation(processors, views={"again": "sound"})

@@ -1,5 +1,7 @@
 """The data of a recipe, under Lightning: mid-epoch resume without a sample lost or repeated."""
 
+from types import MappingProxyType
+
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -33,9 +35,9 @@ class Recorder(LightningModule):
 def fit(shards, processors, tmp_path):
     shards(15, 10, 12)
 
-    def run(steps, checkpoint=None, callbacks=(), **options):
+    def run(steps, checkpoint=None, callbacks=(), method=Recorder, **options):
         data = DataModule(f"{tmp_path}/shards", **{"batch_size": 4, "epoch_samples": 20, **options})
-        module = Recorder(processors)
+        module = method(processors)
         trainer = Trainer(
             max_steps=steps,
             accelerator="cpu",
@@ -76,6 +78,45 @@ def test_mixtures_by_weight(fit, tmp_path):
     assert len(DataModule(data).mixture().sources) == 2
     with pytest.raises(ValueError, match="nothing to train on"):
         DataModule().mixture()
+
+
+class Viewing(Recorder):
+    """Asks for a second view of each picture and its identity, and keeps what it is given."""
+
+    views = MappingProxyType({"image_view": "image"})
+    also = ("id",)
+
+    def __init__(self, processors) -> None:
+        super().__init__(processors)
+        self.trained, self.shown = [], []
+
+    def training_step(self, batch, batch_idx):
+        self.trained.append(batch)
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        self.shown.append(batch)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_batches_hold_the_views_and_what_else_a_method_asks_for(fit, tmp_path):
+    module = fit(5, method=Viewing, val=f"{tmp_path}/shards")
+    assert all(batch["image_view"].shape == batch["image"].shape for batch in module.trained)
+    assert not any(torch.equal(batch["image_view"], batch["image"]) for batch in module.trained)
+    assert all(torch.equal(batch["image_view"], batch["image"]) for batch in module.shown)
+    trained, shown = (torch.cat([batch["id"] for batch in batches]) for batches in (module.trained, module.shown))
+    assert len(shown.unique()) == 37
+    assert set(trained.tolist()) <= set(shown.tolist())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_views_are_the_same_after_resuming(fit, tmp_path):
+    keep = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1, save_on_train_epoch_end=False)
+    whole = fit(4, method=Viewing, callbacks=[keep]).trained
+    rest = fit(4, str(tmp_path / "step=2.ckpt"), method=Viewing, num_workers=1).trained
+    assert len(rest) == 2
+    for before, after in zip(whole[2:], rest, strict=True):
+        assert all(torch.equal(before[key], after[key]) for key in ("image", "image_view", "id", "position"))
 
 
 def test_recipes_may_write_all_forms(tmp_path):

@@ -9,9 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms import v2
 
-from collimate.data import ImageAugmentation
-from collimate.data.transforms import crop_and_resize, random_box
+from collimate.data import ImageAugmentation, StrongImageAugmentation
+from collimate.data.loading import seed_generators
+from collimate.data.transforms import SpatialRandAugment, crop_and_resize, random_box
 from collimate.processing import ImageProcessor
 
 
@@ -104,3 +106,35 @@ def test_further_transforms(smooth):
     assert torch.equal(grey[0], grey[1])
     doubled = ImageAugmentation(then=[lambda image: image // 2])(smooth, processor)
     assert doubled.max() <= 127
+
+
+def test_strong_augmentation_leaves_shapes_and_repeats_with_its_seed(smooth):
+    augment, processor = StrongImageAugmentation(), ImageProcessor(48)
+    seed_generators(0, 1)
+    first = [augment(smooth, processor) for _ in range(8)]
+    seed_generators(0, 1)
+    assert all(torch.equal(pixels, augment(smooth, processor)) for pixels in first)
+    assert {(tuple(pixels.shape), pixels.dtype) for pixels in first} == {((3, 48, 48), torch.uint8)}
+    assert len({pixels.numpy().tobytes() for pixels in first}) == 8
+
+
+def test_strong_augmentation_does_each_thing_as_often_as_it_should(smooth):
+    seed_generators(0, 0)
+    augment, processor = StrongImageAugmentation(), ImageProcessor(16)
+    drawn = [augment(smooth, processor) for _ in range(300)]
+    grey = sum(bool((pixels[0] == pixels[1]).all()) for pixels in drawn) / 300
+    assert 0.12 < grey < 0.28
+
+
+def test_spatial_operations_change_no_hue():
+    names = set(SpatialRandAugment._AUGMENTATION_SPACE)
+    assert names == set(v2.RandAugment._AUGMENTATION_SPACE) - {"Color", "Contrast", "Posterize", "Solarize"}
+    torch.manual_seed(0)
+    augment = SpatialRandAugment(2, 7, num_magnitude_bins=11)
+    grey = torch.randint(0, 256, (1, 24, 24), dtype=torch.uint8).expand(3, -1, -1).contiguous()
+    for _ in range(50):
+        pixels = augment(grey)
+        assert torch.equal(pixels[0], pixels[1])
+    shear, signed = SpatialRandAugment._AUGMENTATION_SPACE["ShearX"]
+    assert signed
+    assert float(shear(11, 24, 24)[7]) == pytest.approx(0.7 * 0.3)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collimate.data.loading import EvalLoader, TooManyCorruptSamples, TrainLoader
     from collimate.data.module import DataModule
     from collimate.data.preparation import Augmentation, Preparation, TrainingPreparation
-    from collimate.data.transforms import ImageAugmentation
+    from collimate.data.transforms import ImageAugmentation, StrongImageAugmentation
 
 __all__ = [
     "Augmentation",
@@ -40,6 +40,7 @@ __all__ = [
     "ShardOrder",
     "ShardSource",
     "Source",
+    "StrongImageAugmentation",
     "TableSource",
     "TooManyCorruptSamples",
     "TrainLoader",
@@ -54,6 +55,7 @@ _LATE = {
     "EvalLoader": "loading",
     "ImageAugmentation": "transforms",
     "Preparation": "preparation",
+    "StrongImageAugmentation": "transforms",
     "TooManyCorruptSamples": "loading",
     "TrainLoader": "loading",
     "TrainingPreparation": "preparation",

@@ -47,12 +47,12 @@ def listed(captions: Any) -> list[Caption]:
         return [Caption(captions)]
     if not isinstance(captions, list) or not captions:
         raise Undecodable("no caption", f"expected a list of captions, got {str(captions)[:40]!r}")
-    found = [
-        Caption(each.get("text"), each.get("kind")) if isinstance(each, dict) else Caption(each) for each in captions
+    found: list[tuple[Any, Any]] = [
+        (each.get("text"), each.get("kind")) if isinstance(each, dict) else (each, None) for each in captions
     ]
-    if not all(isinstance(caption.text, str) for caption in found):
+    if not all(isinstance(text, str) for text, _ in found):
         raise Undecodable("no caption", f"expected strings, got {str(captions)[:40]!r}")
-    return found
+    return [Caption(text, kind) for text, kind in found]
 
 
 class CaptionChoice(Configurable):

@@ -137,12 +137,13 @@ class EvalLoader:
         processors: modality -> its raw-to-tensor step; only these modalities are read.
         batch_size: B, of each rank.
         num_workers: processes; 0 loads in this one.
-        also: what else batches carry: `label`, int64 (B,); `captions`, for each row all of its captions, as strings; or
-            any key of the samples, decoded.
+        also: what else batches carry: `label` or `id`, int64 (B,); `captions`, for each row all of its captions, as
+            strings; or any key of the samples, decoded. See `Preparation`.
         fields: modality -> keys of a sample, where they are not the registered ones.
         captions: which captions the batch holds, as for `Preparation`; drawn alike in every iteration.
         limit: at most so many samples, evenly spread over the source; all if None.
         max_corrupt_rate, rank, world_size, prefetch, start_method: as for `TrainLoader`.
+        views: key of the batch -> the modality that it holds once more.
 
     Attributes:
         corrupt: (source, reason) -> samples that this rank met, in all iterations.
@@ -163,6 +164,7 @@ class EvalLoader:
         world_size: int | None = None,
         prefetch: int = 2,
         start_method: str | None = None,
+        views: Mapping[str, str] | None = None,
     ) -> None:
         self.source = source
         rank = distributed.rank() if rank is None else rank
@@ -177,7 +179,7 @@ class EvalLoader:
         self.batch_size = batch_size
         self.corrupt: Counter[tuple[str, str]] = Counter()
         self._ledger = _Ledger(max_corrupt_rate, self.corrupt)
-        self._dataset = _Once(source, Preparation(processors, fields, also, captions))
+        self._dataset = _Once(source, Preparation(processors, fields, also, captions, views))
         self._options = _worker_options(num_workers, prefetch, start_method)
 
     def __len__(self) -> int:

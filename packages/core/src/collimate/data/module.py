@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
@@ -82,6 +82,16 @@ class DataModule(LightningDataModule):
         assert self.trainer is not None
         return {**getattr(self.trainer.lightning_module, "captions", {}), **self.captions}
 
+    @property
+    def _views(self) -> Mapping[str, str]:
+        assert self.trainer is not None
+        return getattr(self.trainer.lightning_module, "views", {})
+
+    @property
+    def _also(self) -> Sequence[str]:
+        assert self.trainer is not None
+        return getattr(self.trainer.lightning_module, "also", ())
+
     def mixture(self) -> Mixture:
         """The training stream.
 
@@ -110,7 +120,9 @@ class DataModule(LightningDataModule):
         )
         self._loader = TrainLoader(
             mixture,
-            TrainingPreparation(self.processors, self.fields, augmentations, captions=self.caption_choices),
+            TrainingPreparation(
+                self.processors, self.fields, augmentations, self._also, self.caption_choices, self._views
+            ),
             size,
             steps,
             self.num_workers,
@@ -133,12 +145,14 @@ class DataModule(LightningDataModule):
             self.processors,
             self.val_batch_size or size,
             self.num_workers,
-            fields=self.fields,
-            captions=self.caption_choices,
+            self._also,
+            self.fields,
+            self.caption_choices,
             limit=self.val_limit,
             max_corrupt_rate=self.max_corrupt_rate,
             prefetch=self.prefetch,
             start_method=self.start_method,
+            views=self._views,
         )
 
 

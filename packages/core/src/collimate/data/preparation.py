@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from collimate.data.captions import CaptionChoice, captions_of, listed
-from collimate.data.decoding import check_text, extensions_of, naming, value_of
+from collimate.data.decoding import check_text, extensions_of, identity_of, naming, value_of
 from collimate.data.source import Sample
 from collimate.processing import Processor
 
@@ -33,10 +33,15 @@ class Preparation:
     Args:
         processors: modality -> its raw-to-tensor step.
         fields: modality -> the keys of a sample in which it may lie, where they are not the registered ones.
-        also: what rows carry beside: `label`, the sample's class; `captions`, all of them, a list of strings; or any
-            key of the sample, decoded, such as `regions.json`.
+        also: what rows carry beside: `label`, the sample's class; `id`, int64 (), equal for samples of one picture (or
+            whatever the first of the modalities is), see `identity_of`; `captions`, all of them, a list of strings; or
+            any key of the sample, decoded, such as `regions.json`.
         captions: key of the row -> which captions it holds, tokenized, (L,) or (K, L) for K of them. A key that is no
             modality is one more text. For an optional one, `<key>_given` says whether the sample has it, a bool ().
+        views: key of the row -> the modality that it holds once more; where something is drawn, by a further draw.
+
+    Raises:
+        ValueError: a view of what is no modality.
     """
 
     def __init__(
@@ -45,8 +50,12 @@ class Preparation:
         fields: Mapping[str, Sequence[str]] | None = None,
         also: Sequence[str] = (),
         captions: Mapping[str, CaptionChoice] | None = None,
+        views: Mapping[str, str] | None = None,
     ) -> None:
         self.processors, self.also, self.captions = dict(processors), tuple(also), dict(captions or {})
+        self.views = dict(views or {})
+        if unknown := set(self.views.values()) - processors.keys():
+            raise ValueError(f"There is no {min(unknown)!r} to view: the modalities are {', '.join(processors)}.")
         self.fields = {
             modality: tuple((fields or {}).get(modality, extensions_of(modality))) for modality in processors
         }
@@ -57,9 +66,13 @@ class Preparation:
         Raises:
             CorruptSample: something is missing, damaged or refused.
         """
-        plain = (modality for modality in self.processors if modality not in self.captions)
-        row: dict[str, Any] = {modality: self.tensor(modality, sample) for modality in plain}
-        return row | self.chosen(sample) | {name: self.extra(name, sample) for name in self.also}
+        # The identity is that of the whole picture: augmentations may decode an opened one at a smaller scale.
+        row: dict[str, Any] = {name: self.extra(name, sample) for name in self.also}
+        row |= {
+            modality: self.tensor(modality, sample) for modality in self.processors if modality not in self.captions
+        }
+        row |= {key: self.tensor(modality, sample) for key, modality in self.views.items()}
+        return row | self.chosen(sample)
 
     def chosen(self, sample: Sample) -> dict[str, Tensor]:
         """The captions that were asked for one by one."""
@@ -86,6 +99,9 @@ class Preparation:
         """What a row carries beside the modalities."""
         if name == "label":
             return torch.tensor(int(value_of(sample, extensions_of("label"))))
+        if name == "id":
+            with naming(sample, name):
+                return torch.tensor(identity_of(sample, next(iter(self.fields.values()))))
         if name == "captions":
             value = value_of(sample, self.fields.get("text", extensions_of("text")))
             with naming(sample, name):
@@ -101,7 +117,7 @@ class Preparation:
 
 
 class TrainingPreparation(Preparation):
-    """What training does: a caption is drawn where there are several, and augmentations are applied.
+    """What training does: a caption is drawn where there are several, and augmentations are applied, anew to each view.
 
     Args:
         augmentations: modality -> what is called with the decoded value and the processor, in the processor's place.
@@ -114,8 +130,9 @@ class TrainingPreparation(Preparation):
         augmentations: Mapping[str, Augmentation] | None = None,
         also: Sequence[str] = (),
         captions: Mapping[str, CaptionChoice] | None = None,
+        views: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(processors, fields, also, captions)
+        super().__init__(processors, fields, also, captions, views)
         self.augmentations = dict(augmentations or {})
 
     def process(self, modality: str, value: Any) -> Tensor:

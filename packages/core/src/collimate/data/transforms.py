@@ -70,6 +70,51 @@ class ImageAugmentation(Augmentation):
         return pixels
 
 
+class StrongImageAugmentation(ImageAugmentation):
+    """What methods use that contrast two views of one picture: crop, colour, blur, mirror and RandAugment.
+
+    As TCL (Yang et al. 2022, arXiv 2202.10401) pre-trains: a crop of at least a fifth of the area; colour jitter
+    (0.4, 0.4, 0.4, 0.1) with probability 0.8; grey with 0.2; Gaussian blur of 0.1 to 2 pixels with 0.5; mirroring; and
+    two operations of `SpatialRandAugment` at level 7 of 10. The ranges of its operations are torchvision's.
+
+    Args:
+        scale: least and greatest share of the picture's area that is kept.
+        horizontal_flip: probability of mirroring. Captions that say left and right speak against it.
+    """
+
+    def __init__(self, scale: tuple[float, float] = (0.2, 1.0), horizontal_flip: float = 0.5) -> None:
+        super().__init__(
+            scale,
+            horizontal_flip=horizontal_flip,
+            then=[
+                v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8),
+                v2.RandomGrayscale(0.2),
+                v2.RandomApply([v2.GaussianBlur(13, (0.1, 2.0))], 0.5),  # 13 pixels: three deviations on each side
+                SpatialRandAugment(num_ops=2, magnitude=7, num_magnitude_bins=11),  # levels 0 to 10
+            ],
+        )
+
+
+class SpatialRandAugment(v2.RandAugment):
+    """torchvision's RandAugment without the operations on colour and contrast, whose names captions hold."""
+
+    _AUGMENTATION_SPACE = {  # noqa: RUF012 - torchvision's own way of choosing the operations
+        name: v2.RandAugment._AUGMENTATION_SPACE[name]
+        for name in (
+            "Identity",
+            "AutoContrast",
+            "Equalize",
+            "Brightness",
+            "Sharpness",
+            "ShearX",
+            "ShearY",
+            "TranslateX",
+            "TranslateY",
+            "Rotate",
+        )
+    }
+
+
 def random_box(width: int, height: int, scale: Sequence[float], ratio: Sequence[float]) -> Box:
     """A box of random area, shape and place, as torchvision's RandomResizedCrop draws it.
 

@@ -43,6 +43,9 @@ class Method(LightningModule, Configurable):
         processors: modality -> the raw-to-tensor step, saved with the weights.
         captions: key of a batch -> which of a sample's captions it holds, for methods that need more than any one
             under `text`; see `collimate.data.captions`.
+        views: key of a batch -> the modality of which it holds one more draw of the augmentation: `{"image_view":
+            "image"}`. In validation, where nothing is drawn, it equals the modality.
+        also: what else batches carry of a sample, as `collimate.data.Preparation` names it: `id`, `label`, ...
         encoders: modality -> its tower.
         projections: modality -> the way from its tower into the joint space.
         max_logit_scale: what the method's own parameters `*logit_scale`, which are logarithms, do not exceed after
@@ -55,6 +58,8 @@ class Method(LightningModule, Configurable):
 
     modalities: tuple[str, ...] = ()
     captions: Mapping[str, CaptionChoice] = MappingProxyType({})
+    views: Mapping[str, str] = MappingProxyType({})
+    also: tuple[str, ...] = ()
     encoders: nn.ModuleDict
     projections: nn.ModuleDict
     max_logit_scale: float | None = None
