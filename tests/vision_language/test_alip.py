@@ -4,11 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.pytorch import Trainer
 from torch.nn.functional import cross_entropy, normalize
 
 import collimate
 from collimate.checkpoints import save
 from collimate.checkpoints.open_clip import to_open_clip
+from collimate.data import DataModule, OneCaption, open_source
 from collimate.encoders import OpenClipImageEncoder, OpenClipTextEncoder
 from collimate.losses.negatives import text_ids
 from collimate.processing import ClipTokenizer, ImageProcessor
@@ -23,6 +25,7 @@ from collimate_vision_language.alip import (
     similarities,
     updated_history,
 )
+from collimate_vision_language.consistency import evaluate_consistency
 
 from .test_methods import fit
 
@@ -307,6 +310,29 @@ def test_training_finds_texts_and_captions(captioned):
     after = method.loss_terms(captioned)
     assert all(after[name] < 0.5 * before[name] for name in ("image_text", "image_caption"))
     assert {"history/image-text", "weight/sample", "duplicate_captions"} <= method.statistics.keys()
+
+
+def test_first_captions_against_the_others_of_real_pictures(shared_data):
+    """COCO's five captions of a picture, without kinds: the first is the text, one of the others the caption."""
+    table = shared_data / "images_coco_captions" / "manifest.jsonl"
+    if not table.exists():
+        pytest.skip(f"no COCO excerpt at {table}")
+    choices = {"text": OneCaption(stop=1), "caption": OneCaption(start=1, optional=True)}
+    method = alip(history_init="first_batch")
+    data = DataModule(f"{table}?split=train", batch_size=8, captions=choices)
+    Trainer(
+        max_steps=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    ).fit(method, data)
+    assert method.history.isfinite().all()
+    assert method.statistics["weight/caption"] > 0
+    found = evaluate_consistency(method, open_source(f"{table}?split=test"), choices, limit=16, resamples=2)
+    assert found.metrics["without_caption"] == 0
 
 
 def test_the_history_stays_float32_in_a_half_precision_model(captioned):
