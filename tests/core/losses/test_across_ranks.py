@@ -5,6 +5,8 @@ import torch
 
 from collimate import distributed
 from collimate.losses import (
+    Mixture,
+    Paired,
     SharedLabels,
     Similarities,
     Softened,
@@ -61,7 +63,9 @@ def shared_labels(image, text, labels, scale):
 
 
 def softened(image, text, image_teacher, text_teacher, scale):
-    return symmetric_info_nce(image, text, scale, targets=Softened(image_teacher, text_teacher, 4.0, hard=0.6))
+    return symmetric_info_nce(
+        image, text, scale, targets=Mixture(Softened(image_teacher, text_teacher, 4.0), Paired(), 0.4)
+    )
 
 
 def similarities(image, text, image_teacher, text_teacher, scale):

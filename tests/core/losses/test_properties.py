@@ -7,6 +7,9 @@ from hypothesis import strategies as st
 
 from collimate.kernels import tiles
 from collimate.losses import (
+    Leading,
+    Mixture,
+    Paired,
     SharedLabels,
     Softened,
     Weights,
@@ -143,7 +146,7 @@ def test_softened_targets_are_a_softmax_of_teachers_in_each_direction(seed, batc
     rows, columns = ((1 - hard) * s.softmax(1) + hard * one_hot for s in (similarity, similarity.T))
     agree(
         lambda image, text: symmetric_info_nce(
-            image, text, 7.0, targets=Softened(image_teacher, text_teacher, 6.0, hard=hard)
+            image, text, 7.0, targets=Mixture(Paired(), Softened(image_teacher, text_teacher, 6.0), hard)
         ),
         lambda image, text: oracles.symmetric_info_nce(image, text, 7.0, rows, columns),
         {"image": image, "text": text},
@@ -160,6 +163,45 @@ def test_a_queue_is_further_keys(seed, batch, length):
         lambda query, key, queue: oracles.info_nce(query, torch.cat([key, queue]), 7.0, targets),
         {"query": query, "key": key, "queue": queue},
     )
+
+
+@quick
+@given(seeds, batches, st.integers(0, 5), st.floats(0, 1))
+def test_a_mixture_normalises_both_of_its_targets(seed, batch, length, share):
+    """As in momentum distillation: a softmax over batch and queue, and what shares the sample's id."""
+    query, key, teacher = draw(seed, (batch, 5), (batch + length, 5), (batch, 5))
+    ids = torch.arange(batch) % 3
+    key_ids = torch.cat([ids, torch.arange(length)])
+    soft = (6.0 * oracles.cosines(teacher, key)).softmax(1)
+    hard = (ids[:, None] == key_ids).double()
+    wanted = share * soft + (1 - share) * hard / hard.sum(1, keepdim=True)
+    mixture = Mixture(Softened(teacher, key, torch.tensor(6.0)), SharedLabels(ids, key_ids), share)
+    agree(
+        lambda query: info_nce(query, key, 7.0, targets=mixture),
+        lambda query: oracles.info_nce(query, key, 7.0, wanted),
+        {"query": query},
+    )
+    torch.testing.assert_close(mixture.blend(torch.eye(batch + length).double(), (batch + length,))[0], wanted)
+
+
+@quick
+@given(seeds, batches, st.integers(0, 5))
+def test_leading_keys_are_pairs_before_a_queue(seed, batch, length):
+    query, key, queue = draw(seed, (batch, 5), (batch, 5), (length, 5))
+    agree(
+        lambda query: info_nce(query, torch.cat([key, queue]), 7.0, targets=Leading(batch)),
+        lambda query: oracles.info_nce(query, torch.cat([key, queue]), 7.0, torch.eye(batch, batch + length)),
+        {"query": query},
+    )
+
+
+def test_a_mixture_with_a_query_without_positive_has_the_rest_alone():
+    query, key = draw(0, (3, 5), (4, 5))
+    nobody = SharedLabels(torch.tensor([0, 1, 9]), torch.tensor([0, 1, 1, 2]))
+    blended, mass = Mixture(Leading(3), nobody, 0.25).blend(torch.eye(4).double(), (4,))
+    torch.testing.assert_close(mass, torch.tensor([1, 1, 0.25]).double())
+    torch.testing.assert_close(blended[1], torch.tensor([0, 0.25 + 0.375, 0.375, 0]).double())
+    assert torch.isfinite(info_nce(query, key, 7.0, targets=Mixture(nobody, nobody, 0.5)))
 
 
 @quick

@@ -9,6 +9,8 @@ from collimate.losses.clip import clip_loss
 from collimate.losses.cwcl import cwcl_loss
 from collimate.losses.filip import filip_loss
 from collimate.losses.late_interaction import Selected, late_interaction, select_tokens
+from collimate.losses.local_to_global import local_to_global_loss
+from collimate.losses.queue import FeatureQueue
 from collimate.losses.scores import symmetric_info_nce_of_scores
 from collimate.losses.siglip import siglip_loss
 from collimate.losses.sigmoid import sigmoid_contrast
@@ -20,9 +22,12 @@ from collimate.losses.softmax import (
     symmetric_info_nce_losses,
 )
 from collimate.losses.supcon import supcon_loss
-from collimate.losses.targets import Paired, SharedLabels, Similarities, Softened, Targets, Weights
+from collimate.losses.targets import Leading, Mixture, Paired, SharedLabels, Similarities, Softened, Targets, Weights
 
 __all__ = [
+    "FeatureQueue",
+    "Leading",
+    "Mixture",
     "Paired",
     "Selected",
     "SharedLabels",
@@ -37,6 +42,7 @@ __all__ = [
     "info_nce",
     "info_nce_losses",
     "late_interaction",
+    "local_to_global_loss",
     "select_tokens",
     "siglip_loss",
     "sigmoid_contrast",

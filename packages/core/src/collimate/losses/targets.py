@@ -59,6 +59,24 @@ class Paired(Targets):
 
 
 @dataclass(frozen=True)
+class Leading(Targets):
+    """Query i belongs to this rank's key i; the keys after them, as those of a queue, belong to nobody.
+
+    Attributes:
+        count: n.
+    """
+
+    count: int
+
+    def blend(self, keys: Float[Tensor, "M D"], counts: tuple[int, ...], group: Group = None) -> Blend:
+        mine = keys[distributed.own(counts, group)][: self.count]
+        return mine, mine.new_ones(mine.shape[0])
+
+    def flipped(self) -> Targets:
+        raise NotImplementedError("The entries of a queue are never queries.")
+
+
+@dataclass(frozen=True)
 class SharedLabels(Targets):
     """Positives are the pairs of equal label (Khosla et al. 2020, SupCon; duplicate captions; several views).
 
@@ -107,25 +125,45 @@ class Similarities(Targets):
 class Softened(Targets):
     """t_ij = softmax over keys of scale * <u_i, v_j>, u and v teacher embeddings of queries and keys.
 
-    The soft targets of momentum distillation (ALBEF, TCL) and of label embeddings (Dialog2Flow, arXiv 2410.18481).
-    `hard` mixes the identity in: t = (1 - hard) softmax + hard * [i = j]; TCL's alpha is 1 - hard. Teacher embeddings
-    are brought to unit length. The blend is attention, so torch's fused attention computes it where it can.
+    The soft targets of momentum distillation (ALBEF, TCL), with the hard ones in a `Mixture`, and of label embeddings
+    (Dialog2Flow, arXiv 2410.18481). Teacher embeddings are brought to unit length. The blend is attention, so torch's
+    fused attention computes it where it can.
     """
 
     query_teacher: Float[Tensor, "n E"]
     key_teacher: Float[Tensor, "m E"]
-    scale: float
-    hard: float = 0.0
+    scale: Float[Tensor, ""] | float
 
     def blend(self, keys: Float[Tensor, "M D"], counts: tuple[int, ...], group: Group = None) -> Blend:
         query, key = _teacher(self.query_teacher, keys), _teacher(self.key_teacher, keys)
         key = distributed.gather(key, group, counts)
-        soft = scaled_dot_product_attention(query[None, None], key[None, None], keys[None, None], scale=self.scale)
-        mine, mass = Paired().blend(keys, counts, group) if self.hard else (0.0, keys.new_ones(query.shape[0]))
-        return (1 - self.hard) * soft[0, 0] + self.hard * mine, mass
+        query = query * torch.as_tensor(self.scale).detach()  # not as an argument: reading it would wait for the device
+        blended = scaled_dot_product_attention(query[None, None], key[None, None], keys[None, None], scale=1.0)
+        return blended[0, 0], keys.new_ones(query.shape[0])
 
     def flipped(self) -> Softened:
-        return Softened(self.key_teacher, self.query_teacher, self.scale, self.hard)
+        return Softened(self.key_teacher, self.query_teacher, self.scale)
+
+
+@dataclass(frozen=True)
+class Mixture(Targets):
+    """t = share * first + (1 - share) * second, of each the weights of a query brought to the sum 1 before.
+
+    A query that has no positive in the second has the share of the first alone, and the other way round.
+    """
+
+    first: Targets
+    second: Targets
+    share: float
+
+    def blend(self, keys: Float[Tensor, "M D"], counts: tuple[int, ...], group: Group = None) -> Blend:
+        first, first_mass = _mean(self.first.blend(keys, counts, group))
+        second, second_mass = _mean(self.second.blend(keys, counts, group))
+        blended = self.share * first + (1 - self.share) * second
+        return blended, self.share * first_mass + (1 - self.share) * second_mass
+
+    def flipped(self) -> Mixture:
+        return Mixture(self.first.flipped(), self.second.flipped(), self.share)
 
 
 @dataclass(frozen=True)
@@ -152,6 +190,12 @@ class Weights(Targets):
 
     def flipped(self) -> Weights:
         return Weights(self.rows.T if self.columns is None else self.columns, self.rows)
+
+
+def _mean(blend: Blend) -> Blend:
+    """The weighted mean of the keys, and 1; or two zeros for a query without weights."""
+    summed, mass = blend
+    return summed / mass.clamp_min(torch.finfo(mass.dtype).tiny)[:, None], (mass > 0).to(mass.dtype)
 
 
 def _teacher(embeddings: Tensor, like: Tensor) -> Tensor:

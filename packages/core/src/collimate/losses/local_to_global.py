@@ -1,0 +1,89 @@
+"""Contrast of a sample's global vector with its local ones: patches, tokens, frames.
+
+Yang et al. 2022, TCL, arXiv 2202.10401, section 3.3 (after Hjelm et al. 2019, Deep InfoMax, arXiv 1808.06670). With the
+global vector g_n and the locals l_n1 ... l_nM of sample n,
+
+    L_n = mean_k -log [ exp(s g_n l_nk) / ( exp(s g_n l_nk) + Σ_{j≠n} Σ_k' exp(s g_n l_jk') ) ].
+
+The other locals of a sample are neither its positives nor its negatives. All terms of a sample share the sum over
+negatives, whose logarithm is one log-sum-exp a sample, by the tiled kernel of all contrasts; so that the n x M x (n M)
+logits of the formula are never held.
+
+Shape legend: n samples of this rank, M locals a sample, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from collimate.kernels.logsumexp import pair_logsumexp
+
+
+def local_to_global_loss(
+    features: Float[Tensor, "n D"],
+    local_features: Float[Tensor, "n M D"],
+    logit_scale: Float[Tensor, ""] | float,
+    mask: Bool[Tensor, "n M"] | None = None,
+) -> Float[Tensor, ""]:
+    """Contrast each sample's global vector with its own locals, against the locals of the rank's other samples.
+
+    Args:
+        features: the global vectors g; any floating dtype, not normalised here.
+        local_features: the locals l; not normalised here either, as pooled ones are shorter than 1.
+        logit_scale: the multiplier s of the products, not its logarithm.
+        mask: True where a local is real. Others are no positives and no negatives, and count in no mean.
+
+    Returns:
+        the mean over samples, float32 (float64 for float64 features). A sample without locals contributes 0 and is
+        counted; a lone sample has no negatives, and a loss of 0.
+
+    Raises:
+        ValueError: the shapes do not fit each other.
+    """
+    _check(features, local_features, mask)
+    samples, count, _ = local_features.shape
+    mask = torch.ones(samples, count, dtype=torch.bool, device=features.device) if mask is None else mask
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    features, local_features = features.to(dtype), local_features.to(dtype)
+    scale = torch.as_tensor(logit_scale, device=features.device).reshape(())
+    negatives, *_ = pair_logsumexp(
+        features,
+        local_features.flatten(0, 1),
+        scale,
+        scale.detach().expand(samples * count),
+        None,
+        _OfOthers(count, mask.flatten()),
+        normalize=False,
+    )
+    positives = scale * torch.einsum("nd,nmd->nm", features, local_features)
+    losses = softplus(negatives[:, None] - positives)
+    real = mask.to(losses.dtype)
+    return ((losses * real).sum(1) / real.sum(1).clamp_min(1)).mean().to(dtype)
+
+
+@dataclass(frozen=True)
+class _OfOthers:
+    """Which locals are negatives of a sample: the real ones of the others."""
+
+    count: int
+    real: Bool[Tensor, " nM"]
+
+    def __call__(self, rows: slice, columns: slice) -> Bool[Tensor, "rows columns"]:
+        sample = torch.arange(rows.start, rows.stop, device=self.real.device)
+        owner = torch.arange(columns.start, columns.stop, device=self.real.device) // self.count
+        return (sample[:, None] != owner) & self.real[columns]
+
+
+def _check(features: Tensor, local_features: Tensor, mask: Tensor | None) -> None:
+    if local_features.ndim != 3 or features.shape != (len(local_features), local_features.shape[2]):
+        raise ValueError(
+            f"Global vectors are (samples, width) and locals (samples, locals, width) of the same samples; got "
+            f"{tuple(features.shape)} and {tuple(local_features.shape)}."
+        )
+    if mask is not None and mask.shape != local_features.shape[:2]:
+        raise ValueError(f"The mask is {tuple(mask.shape)}, the locals are {tuple(local_features.shape)}.")
