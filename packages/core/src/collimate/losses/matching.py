@@ -47,26 +47,23 @@ def draw_negatives(weights: Float[Tensor, "n n"], generator: torch.Generator | N
     return torch.multinomial(weights, 1, generator=generator).flatten()
 
 
-def matching_labels(n: int, device: torch.device | None = None) -> Int[Tensor, " 3n"]:
-    """1 for n true pairs, then 0 for 2n false ones."""
-    return torch.cat([torch.ones(n, dtype=torch.int64), torch.zeros(2 * n, dtype=torch.int64)]).to(device)
+def matching_loss(logits: Float[Tensor, "pairs 2"], true: int) -> Float[Tensor, ""]:
+    """Cross-entropy of pairs of which the first `true` belong together and the others do not; at least float32.
 
-
-def matching_loss(logits: Float[Tensor, "3n 2"]) -> Float[Tensor, ""]:
-    """Cross-entropy of n true pairs, then 2n false ones; class 1 is a true pair. At least float32.
-
-    Raises:
-        ValueError: these are not three pairs a sample.
+    Args:
+        logits: class 1 is "belongs together".
     """
-    if logits.ndim != 2 or logits.shape[1] != 2 or len(logits) % 3:
-        raise ValueError(f"Matching takes the logits of 3n pairs, (3n, 2); got {tuple(logits.shape)}.")
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return cross_entropy(logits, matching_labels(len(logits) // 3, logits.device))
+    return cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), _labels(logits, true))
 
 
-def matching_accuracy(logits: Float[Tensor, "3n 2"]) -> Float[Tensor, ""]:
-    """The share of pairs that are told rightly; to call all of them false gives 2/3."""
-    return (logits.argmax(1) == matching_labels(len(logits) // 3, logits.device)).float().mean()
+@torch.no_grad()
+def matching_accuracy(logits: Float[Tensor, "pairs 2"], true: int) -> Float[Tensor, ""]:
+    """The share of pairs that are told rightly; among n true and 2n false ones, calling all false gives 2/3."""
+    return (logits.argmax(1) == _labels(logits, true)).float().mean()
+
+
+def _labels(logits: Tensor, true: int) -> Int[Tensor, " pairs"]:
+    return (torch.arange(len(logits), device=logits.device) < true).long()
 
 
 def _allowed(n: int, ids: Tensor | None, device: torch.device) -> Bool[Tensor, "n n"]:
