@@ -6,8 +6,9 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
 
-from collimate.data import DataModule
+from collimate.data import DataModule, ImageAugmentation, RegionChoice, Source
 from collimate.data.module import rank_batch_size
 
 
@@ -36,7 +37,7 @@ def fit(shards, processors, tmp_path):
     shards(15, 10, 12)
 
     def run(steps, checkpoint=None, callbacks=(), method=Recorder, **options):
-        data = DataModule(f"{tmp_path}/shards", **{"batch_size": 4, "epoch_samples": 20, **options})
+        data = DataModule(**{"train": f"{tmp_path}/shards", "batch_size": 4, "epoch_samples": 20, **options})
         module = method(processors)
         trainer = Trainer(
             max_steps=steps,
@@ -119,6 +120,39 @@ def test_views_are_the_same_after_resuming(fit, tmp_path):
         assert all(torch.equal(before[key], after[key]) for key in ("image", "image_view", "id", "position"))
 
 
+class Boxed(Source):
+    """Sample n has n regions."""
+
+    name = "boxed"
+
+    def __len__(self):
+        return 12
+
+    def read(self, index):
+        picture = Image.linear_gradient("L").resize((60, 30))
+        regions = [{"box": [x, 0, x + 5, 30], "phrase": f"strip {x}"} for x in range(0, 5 * index, 5)]
+        return {"__key__": str(index), "png": picture, "txt": "strips", "regions.json": regions}
+
+
+class Looking(Viewing):
+    """Reads regions, and keeps what it is given."""
+
+    regions = RegionChoice(5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_methods_that_read_regions_get_them_and_no_crop(fit):
+    module = fit(5, method=Looking, train=Boxed(), val=Boxed())
+    assert {batch["regions"].shape for batch in (*module.trained, *module.shown)} == {(4, 5, 4)}
+    given = torch.cat([batch["region_given"].sum(1) for batch in module.shown])
+    assert given.tolist() == [min(number, 5) for number in range(12)]
+    for batch in module.trained:
+        assert torch.equal(batch["image"], batch["image_view"]), "a crop was drawn"
+    assert fit(1, method=Looking, train=Boxed(), regions=RegionChoice(2)).trained[0]["regions"].shape == (4, 2, 4)
+    cropped = fit(1, method=Looking, train=Boxed(), augmentations={"image": ImageAugmentation((0.2, 0.5))})
+    assert (cropped.trained[0]["regions_dropped"] > 0).any()
+
+
 def test_recipes_may_write_all_forms(tmp_path):
     from jsonargparse import ArgumentParser
 
@@ -130,6 +164,7 @@ def test_recipes_may_write_all_forms(tmp_path):
     for given in (
         {"train": "a.jsonl"},
         {"train": {"a": 1, "b": 2.5}},
+        {"train": "a.jsonl", "regions": {"class_path": "collimate.data.RegionChoice", "init_args": {"max_regions": 2}}},
         {"train": table, "augmentations": {"image": crop}},
     ):
         parsed = parser.parse_object({"data": given})

@@ -1,41 +1,23 @@
-"""Regions: both forms, and boxes that follow their picture through any resize and crop."""
+"""Regions in the processed picture: boxes that follow it through any resize, crop and padding, and their pixels."""
 
 import json
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from collimate.data import open_source
-from collimate.evaluation.regions import Region, inside, moved, numbered, placed, regions_of
+from collimate.data.regions import Region
+from collimate.evaluation.regions import inside, moved, numbered, placed
 from collimate.processing import ImageProcessor
 
 sides = st.integers(20, 150)
 
 
-def test_both_forms_are_read():
-    ours = {"box": [1, 2, 4, 8], "phrase": "a red thing", "name": "red"}
-    cocos = {"bbox": [1, 2, 3, 6], "category": "bear", "phrases": [], "iscrowd": 0}
-    spoken = {"bbox": [1, 2, 3, 6], "category": "bear", "phrases": ["a baby bear"]}
-    assert regions_of([ours, cocos, spoken, {"box": [0, 0, 1, 1], "phrase": "sky"}]) == [
-        Region((1, 2, 4, 8), "a red thing", "red"),
-        Region((1, 2, 4, 8), "bear", "bear"),
-        Region((1, 2, 4, 8), "a baby bear", "bear"),
-        Region((0, 0, 1, 1), "sky", None),
-    ]
-
-
-@pytest.mark.parametrize("wrong", [{"box": [0, 0, 1, 1]}, {"phrase": "a dog"}])
-def test_what_is_no_region_is_named(wrong):
-    with pytest.raises(ValueError, match="A region has a box and a phrase"):
-        regions_of([wrong])
-
-
 @settings(max_examples=60, deadline=None)
-@given(sides, sides, st.sampled_from(["shortest", "squash"]), st.data())
+@given(sides, sides, st.sampled_from(["shortest", "squash", "longest"]), st.data())
 def test_boxes_and_masks_follow_the_pixels(width, height, resize, data):
     """Against the picture itself: a white box on black, through the processor."""
     x0, y0 = data.draw(st.integers(0, width - 5)), data.draw(st.integers(0, height - 5))

@@ -6,8 +6,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from open_clip.transform import image_transform
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -41,7 +42,7 @@ def test_what_is_no_picture_is_named():
     width=st.integers(1, 90),
     height=st.integers(1, 90),
     mode=st.sampled_from(["RGB", "L", "RGBA", "1", "P", "CMYK", "LA"]),
-    resize=st.sampled_from(["shortest", "squash"]),
+    resize=st.sampled_from(["shortest", "squash", "longest"]),
 )
 def test_any_picture_becomes_a_square_of_bytes(width, height, mode, resize):
     pixels = ImageProcessor(16, resize=resize)(Image.new("RGB", (width, height), (9, 99, 200)).convert(mode))
@@ -54,6 +55,26 @@ def test_squash_keeps_the_whole_picture_and_shortest_its_centre():
     half.paste((255, 255, 255), (0, 0, 8, 16))  # white only at the far left
     assert ImageProcessor(16, resize="squash")(half)[:, 8, 0].min() > 200
     assert ImageProcessor(16, resize="shortest")(half).max() == 0
+
+
+def test_longest_keeps_the_whole_picture_and_its_shape():
+    white = Image.new("RGB", (64, 16), (255, 255, 255))
+    pixels = ImageProcessor(16, resize="longest")(white)
+    assert pixels[:, 6:10].min() == 255
+    assert pixels[:, :6].max() == pixels[:, 10:].max() == 0
+    palette = Image.new("P", (8, 4))
+    palette.putpalette([250, 250, 250, 0, 0, 0])
+    assert ImageProcessor(8, resize="longest")(palette)[:, 0].max() == 0, "padding is black, not the first colour"
+
+
+@settings(max_examples=30, deadline=None)
+@given(width=st.integers(1, 150), height=st.integers(1, 150), size=st.sampled_from([16, 31, 64]))
+def test_longest_pads_as_open_clip_does(width, height, size):
+    assume(min(width, height) / max(width, height) * size >= 1)  # it resizes longer pictures to nothing
+    picture = Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    theirs = image_transform(size, is_train=False, mean=(0, 0, 0), std=(1, 1, 1), resize_mode="longest")(picture)
+    ours = ImageProcessor(size, resize="longest")(picture)
+    assert torch.equal(ours, (theirs * 255).round().to(torch.uint8))
 
 
 def test_finish_normalises_bytes_and_leaves_floats():
@@ -72,5 +93,5 @@ def test_configuration_and_pickle_give_the_same_processor(picture):
 
 
 def test_unknown_resize_is_refused():
-    with pytest.raises(ValueError, match="'shortest' or 'squash'"):
+    with pytest.raises(ValueError, match="'shortest', 'squash' or 'longest'"):
         ImageProcessor(resize="pad")

@@ -131,6 +131,8 @@ def processors_to_transformers(method: ImageTextMethod, folder: Path) -> None:
     resample = {name: number for number, name in RESAMPLING.items()}[image.interpolation]
     common = {"image_mean": list(image.mean), "image_std": list(image.std), "resample": resample}
     side = {"height": image.size, "width": image.size}
+    if image.resize == "longest":
+        raise ValueError("transformers has no image processor that brings the longer side to size and pads.")
     if image.resize == "squash":
         SiglipImageProcessor(size=side, **common).save_pretrained(folder)
     else:

@@ -12,6 +12,7 @@ from collimate.data.hugging_face import HuggingFaceSource
 from collimate.data.mixture import Mixture
 from collimate.data.opening import open_source
 from collimate.data.order import Permutation, ShardOrder
+from collimate.data.regions import Region, RegionChoice, regions_of
 from collimate.data.shards import ShardSource
 from collimate.data.source import CorruptSample, Sample, Source, class_names
 from collimate.data.tables import TableSource
@@ -36,6 +37,8 @@ __all__ = [
     "OneCaption",
     "Permutation",
     "Preparation",
+    "Region",
+    "RegionChoice",
     "Sample",
     "ShardOrder",
     "ShardSource",
@@ -47,6 +50,7 @@ __all__ = [
     "TrainingPreparation",
     "class_names",
     "open_source",
+    "regions_of",
 ]
 
 _LATE = {

@@ -21,6 +21,7 @@ from collimate.data.decoding import IMAGES, Undecodable, decode, extensions_of, 
 from collimate.data.files import write_atomically
 from collimate.data.opening import names_shards, open_source
 from collimate.data.order import Permutation
+from collimate.data.regions import REGIONS, regions_of
 from collimate.data.shards import BadShard, ShardIndex, ShardSource, expand, shard_index
 from collimate.data.source import CorruptSample, Sample, Source, class_names
 
@@ -348,6 +349,10 @@ def _check(indices: list[int]) -> list[tuple[str, str, str]]:
                 if isinstance(value, Image.Image):
                     with naming(sample, key):
                         value.load()
+            if REGIONS in sample:
+                value, picture = (value_of(sample, keys) for keys in ((REGIONS,), IMAGES))
+                with naming(sample, REGIONS):
+                    regions_of(value, _image_size(picture))
         except CorruptSample as error:
             bad.append((error.where, error.reason, error.detail))
     return bad

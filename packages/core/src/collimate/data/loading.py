@@ -23,6 +23,7 @@ from collimate import distributed
 from collimate.data.captions import CaptionChoice
 from collimate.data.mixture import Draw, Mixture
 from collimate.data.preparation import Preparation, TrainingPreparation, collate
+from collimate.data.regions import RegionChoice
 from collimate.data.source import CorruptSample, Source
 from collimate.processing import Processor
 
@@ -144,6 +145,7 @@ class EvalLoader:
         limit: at most so many samples, evenly spread over the source; all if None.
         max_corrupt_rate, rank, world_size, prefetch, start_method: as for `TrainLoader`.
         views: key of the batch -> the modality that it holds once more.
+        regions: which regions the batch holds, as for `Preparation`; drawn alike in every iteration.
 
     Attributes:
         corrupt: (source, reason) -> samples that this rank met, in all iterations.
@@ -165,6 +167,7 @@ class EvalLoader:
         prefetch: int = 2,
         start_method: str | None = None,
         views: Mapping[str, str] | None = None,
+        regions: RegionChoice | None = None,
     ) -> None:
         self.source = source
         rank = distributed.rank() if rank is None else rank
@@ -179,7 +182,7 @@ class EvalLoader:
         self.batch_size = batch_size
         self.corrupt: Counter[tuple[str, str]] = Counter()
         self._ledger = _Ledger(max_corrupt_rate, self.corrupt)
-        self._dataset = _Once(source, Preparation(processors, fields, also, captions, views))
+        self._dataset = _Once(source, Preparation(processors, fields, also, captions, views, regions))
         self._options = _worker_options(num_workers, prefetch, start_method)
 
     def __len__(self) -> int:

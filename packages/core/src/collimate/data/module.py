@@ -13,6 +13,7 @@ from collimate.data.loading import EvalLoader, TrainLoader
 from collimate.data.mixture import Mixture
 from collimate.data.opening import open_source
 from collimate.data.preparation import Augmentation, TrainingPreparation
+from collimate.data.regions import RegionChoice
 from collimate.data.source import Source
 from collimate.data.transforms import ImageAugmentation
 from collimate.processing import ImageProcessor, Processor
@@ -33,12 +34,13 @@ class DataModule(LightningDataModule):
         seed: of shuffling, mixing and augmentation.
         epoch_samples: samples in a virtual epoch; those of all training sources together if None.
         augmentations: modality -> its training transform. If None, `ImageAugmentation`, CLIP's slight random crop, for
-            pictures; `{}` for none at all.
+            pictures, unless the method reads regions, of which a crop would lose some; `{}` for none at all.
         val_batch_size: samples of each rank in a validation step; as in training if None.
         val_limit: validate on at most so many samples.
         max_corrupt_rate: the share of corrupt samples at which the run stops.
         fields: modality -> keys of a sample in which it lies, where they are not the usual ones.
         captions: key of the batch -> which of a sample's captions it holds, in the place of the method's own choice.
+        regions: which of a sample's regions the batch holds, in the place of the method's own choice.
         prefetch: batches that each worker prepares ahead.
         start_method: of the workers: fork, spawn or forkserver; the platform's if None.
     """
@@ -58,6 +60,7 @@ class DataModule(LightningDataModule):
         max_corrupt_rate: float = 0.01,
         fields: dict[str, list[str]] | None = None,
         captions: dict[str, CaptionChoice] | None = None,
+        regions: RegionChoice | None = None,
         prefetch: int = 2,
         start_method: str | None = None,
     ) -> None:
@@ -67,7 +70,7 @@ class DataModule(LightningDataModule):
         self.num_workers, self.prefetch, self.start_method = num_workers, prefetch, start_method
         self.epoch_samples, self.val_batch_size, self.val_limit = epoch_samples, val_batch_size, val_limit
         self.augmentations, self.max_corrupt_rate, self.fields = augmentations, max_corrupt_rate, fields
-        self.captions = captions or {}
+        self.captions, self.regions = captions or {}, regions
         self._loader: TrainLoader | None = None
 
     @property
@@ -81,6 +84,12 @@ class DataModule(LightningDataModule):
         """The method's, with the recipe's in their place."""
         assert self.trainer is not None
         return {**getattr(self.trainer.lightning_module, "captions", {}), **self.captions}
+
+    @property
+    def region_choice(self) -> RegionChoice | None:
+        """The method's, or the recipe's in its place."""
+        assert self.trainer is not None
+        return self.regions or getattr(self.trainer.lightning_module, "regions", None)
 
     @property
     def _views(self) -> Mapping[str, str]:
@@ -110,7 +119,7 @@ class DataModule(LightningDataModule):
         samples = self.epoch_samples or len(mixture)
         steps = max(1, samples // (size * ranks))
         augmentations: Mapping[str, Augmentation] | None = self.augmentations
-        if augmentations is None:
+        if augmentations is None and self.region_choice is None:
             pictures = [name for name, processor in self.processors.items() if isinstance(processor, ImageProcessor)]
             augmentations = dict.fromkeys(pictures, ImageAugmentation())
         sources = ", ".join(f"{source.name} ({len(source)})" for source in mixture.sources)
@@ -121,7 +130,13 @@ class DataModule(LightningDataModule):
         self._loader = TrainLoader(
             mixture,
             TrainingPreparation(
-                self.processors, self.fields, augmentations, self._also, self.caption_choices, self._views
+                self.processors,
+                self.fields,
+                augmentations,
+                self._also,
+                self.caption_choices,
+                self._views,
+                self.region_choice,
             ),
             size,
             steps,
@@ -153,6 +168,7 @@ class DataModule(LightningDataModule):
             prefetch=self.prefetch,
             start_method=self.start_method,
             views=self._views,
+            regions=self.region_choice,
         )
 
 

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from collimate.data.captions import CaptionChoice, captions_of, listed
 from collimate.data.decoding import check_text, extensions_of, identity_of, naming, value_of
+from collimate.data.regions import REGIONS, Box, RegionChoice, clipped, is_seen, placed_box, regions_of
 from collimate.data.source import Sample
 from collimate.processing import Processor
+from collimate.processing.image import open_image
 
 
 class Augmentation:
@@ -25,6 +27,10 @@ class Augmentation:
     def __call__(self, raw: Any, processor: Any) -> Tensor:
         """From a decoded value to the tensor that the processor would have made, in its shape and dtype."""
         raise NotImplementedError
+
+    def with_boxes(self, raw: Any, processor: Any, boxes: Sequence[Box]) -> tuple[Tensor, list[Box]]:
+        """The same for a picture, and where boxes of it come to lie, in pixels of the result."""
+        raise TypeError(f"{type(self).__name__} cannot say where boxes come to lie: it has no `with_boxes`.")
 
 
 class Preparation:
@@ -39,9 +45,19 @@ class Preparation:
         captions: key of the row -> which captions it holds, tokenized, (L,) or (K, L) for K of them. A key that is no
             modality is one more text. For an optional one, `<key>_given` says whether the sample has it, a bool ().
         views: key of the row -> the modality that it holds once more; where something is drawn, by a further draw.
+        regions: which of a sample's regions the row holds; None for none. For M of them at most,
+
+            `regions` (M, 4) float32: x0, y0, x1, y1 as shares, 0 to 1, of the processed picture, clipped to it;
+            `region_text` (M, L): their phrases, tokenized;
+            `region_given` (M,) bool: which rows are regions. The others hold the whole picture and an empty text;
+            `regions_dropped` () int64: those of which less than a pixel of width or height is seen in the processed
+            picture. They are never drawn.
+
+            A sample without `regions.json` has no regions.
 
     Raises:
-        ValueError: a view of what is no modality.
+        ValueError: a view of what is no modality; or regions without a text, or without an image whose processor says
+            where boxes come to lie.
     """
 
     def __init__(
@@ -51,9 +67,12 @@ class Preparation:
         also: Sequence[str] = (),
         captions: Mapping[str, CaptionChoice] | None = None,
         views: Mapping[str, str] | None = None,
+        regions: RegionChoice | None = None,
     ) -> None:
         self.processors, self.also, self.captions = dict(processors), tuple(also), dict(captions or {})
-        self.views = dict(views or {})
+        self.views, self.regions = dict(views or {}), regions
+        if regions is not None and not ("text" in processors and hasattr(processors.get("image"), "placement")):
+            raise ValueError("Regions need a `text` processor, and an `image` processor that has a `placement`.")
         if unknown := set(self.views.values()) - processors.keys():
             raise ValueError(f"There is no {min(unknown)!r} to view: the modalities are {', '.join(processors)}.")
         self.fields = {
@@ -68,10 +87,10 @@ class Preparation:
         """
         # The identity is that of the whole picture: augmentations may decode an opened one at a smaller scale.
         row: dict[str, Any] = {name: self.extra(name, sample) for name in self.also}
-        row |= {
-            modality: self.tensor(modality, sample) for modality in self.processors if modality not in self.captions
-        }
-        row |= {key: self.tensor(modality, sample) for key, modality in self.views.items()}
+        done = {*self.captions, *(("image",) if self.regions else ())}
+        plain = {modality: modality for modality in self.processors if modality not in done}
+        row |= self.located(sample, self.regions) if self.regions else {}
+        row |= {key: self.tensor(modality, sample) for key, modality in (plain | self.views).items()}
         return row | self.chosen(sample)
 
     def chosen(self, sample: Sample) -> dict[str, Tensor]:
@@ -88,6 +107,31 @@ class Preparation:
             if choice.optional:
                 row[f"{key}_given"] = torch.tensor(found is not None)
         return row
+
+    def located(self, sample: Sample, choice: RegionChoice) -> dict[str, Tensor]:
+        """The picture, and the regions that were chosen among those that are seen in it."""
+        picture = value_of(sample, self.fields["image"])
+        with naming(sample, "image"):
+            size = open_image(picture).size
+        with naming(sample, REGIONS):
+            regions = regions_of(value_of(sample, (REGIONS,)) if REGIONS in sample else None, size)
+        with naming(sample, "image"):
+            pixels, boxes = self.process_with_boxes(picture, [clipped(region.box, *size) for region in regions])
+        height, width = pixels.shape[-2:]
+        seen = [
+            (box, region.phrase)
+            for box, region in zip((clipped(box, width, height) for box in boxes), regions, strict=True)
+            if is_seen(box)
+        ]
+        rows = choice(seen)
+        filled = rows + [((0.0, 0.0, width, height), "")] * (choice.max_regions - len(rows))
+        return {
+            "image": pixels,
+            "regions": torch.tensor([box for box, _ in filled]) / torch.tensor([width, height] * 2),
+            "region_text": torch.stack([self.process("text", phrase) for _, phrase in filled]),
+            "region_given": torch.arange(choice.max_regions) < len(rows),
+            "regions_dropped": torch.tensor(len(regions) - len(seen)),
+        }
 
     def tensor(self, modality: str, sample: Sample) -> Tensor:
         """The tensor of one modality of a sample."""
@@ -111,6 +155,12 @@ class Preparation:
     def process(self, modality: str, value: Any) -> Tensor:
         return self.processors[modality](value)
 
+    def process_with_boxes(self, picture: Any, boxes: Sequence[Box]) -> tuple[Tensor, list[Box]]:
+        """A processed picture, and where boxes come to lie in it, in its pixels; they may reach beyond it."""
+        processor: Any = self.processors["image"]
+        placement = processor.placement(*open_image(picture).size)
+        return processor(picture), [placed_box(box, placement) for box in boxes]
+
     def choose(self, captions: Any) -> str:
         """The one caption to use where a sample has several."""
         return check_text(listed(captions)[0].text)
@@ -131,14 +181,20 @@ class TrainingPreparation(Preparation):
         also: Sequence[str] = (),
         captions: Mapping[str, CaptionChoice] | None = None,
         views: Mapping[str, str] | None = None,
+        regions: RegionChoice | None = None,
     ) -> None:
-        super().__init__(processors, fields, also, captions, views)
+        super().__init__(processors, fields, also, captions, views, regions)
         self.augmentations = dict(augmentations or {})
 
     def process(self, modality: str, value: Any) -> Tensor:
         if modality in self.augmentations:
             return self.augmentations[modality](value, self.processors[modality])
         return super().process(modality, value)
+
+    def process_with_boxes(self, picture: Any, boxes: Sequence[Box]) -> tuple[Tensor, list[Box]]:
+        if "image" in self.augmentations:
+            return self.augmentations["image"].with_boxes(picture, self.processors["image"], boxes)
+        return super().process_with_boxes(picture, boxes)
 
     def choose(self, captions: Any) -> str:
         return check_text(random.choice(listed(captions)).text)

@@ -17,12 +17,14 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
+from torchvision.tv_tensors import BoundingBoxes
 
 from collimate.data.preparation import Augmentation
+from collimate.data.regions import Box, Placement, clipped, is_seen, placed_box
 from collimate.processing import ImageProcessor
 from collimate.processing.image import RawImage, open_image
 
-Box = tuple[int, int, int, int]
+Crop = tuple[int, int, int, int]
 """left, top, right, bottom, in pixels"""
 
 
@@ -62,12 +64,39 @@ class ImageAugmentation(Augmentation):
 
     def __call__(self, raw: RawImage, processor: ImageProcessor) -> UInt8[Tensor, "3 S S"]:
         """One picture, cropped at random, in the size and interpolation of the processor."""
-        image = open_image(raw)
-        box = random_box(*image.size, self.scale, self.ratio)
-        pixels = crop_and_resize(image, box, processor.size, processor.interpolation)
+        pixels, _ = self._cropped(raw, processor)
         for transform in self.after:
             pixels = transform(pixels)
         return pixels
+
+    def with_boxes(self, raw: RawImage, processor: ImageProcessor, boxes: Sequence[Box]) -> tuple[Tensor, list[Box]]:
+        """The picture as above, and where boxes come to lie in it; those of which nothing is left are all zeros.
+
+        Raises:
+            TypeError: one of the further transforms cannot tell.
+        """
+        pixels, placement = self._cropped(raw, processor)
+        side = processor.size
+        cropped = [clipped(placed_box(box, placement), side, side) for box in boxes]
+        left = [number for number, box in enumerate(cropped) if is_seen(box)]
+        corners = torch.tensor([cropped[number] for number in left]).view(-1, 4)
+        moved: Any = BoundingBoxes(corners, format="XYXY", canvas_size=(side, side))  # type: ignore[call-overload]
+        for transform in self.after:
+            if not isinstance(transform, v2.Transform):
+                raise TypeError(f"{transform} cannot say where boxes come to lie; torchvision's v2 transforms can.")
+            pixels, moved = transform(pixels, moved)
+        found: list[Box] = [(0.0, 0.0, 0.0, 0.0)] * len(boxes)
+        for number, corners in zip(left, moved.tolist(), strict=True):
+            found[number] = tuple(corners)
+        return pixels, found
+
+    def _cropped(self, raw: RawImage, processor: ImageProcessor) -> tuple[Tensor, Placement]:
+        """A random part of the picture, and where its points lie."""
+        image = open_image(raw)
+        left, top, right, bottom = random_box(*image.size, self.scale, self.ratio)
+        pixels = crop_and_resize(image, (left, top, right, bottom), processor.size, processor.interpolation)
+        x, y = processor.size / (right - left), processor.size / (bottom - top)
+        return pixels, (x, y, -left * x, -top * y)
 
 
 class StrongImageAugmentation(ImageAugmentation):
@@ -115,7 +144,7 @@ class SpatialRandAugment(v2.RandAugment):
     }
 
 
-def random_box(width: int, height: int, scale: Sequence[float], ratio: Sequence[float]) -> Box:
+def random_box(width: int, height: int, scale: Sequence[float], ratio: Sequence[float]) -> Crop:
     """A box of random area, shape and place, as torchvision's RandomResizedCrop draws it.
 
     After ten draws that do not fit, the largest central box of an allowed shape.
@@ -133,7 +162,7 @@ def random_box(width: int, height: int, scale: Sequence[float], ratio: Sequence[
     return left, top, left + w, top + h
 
 
-def crop_and_resize(image: Image.Image, box: Box, size: int, interpolation: str = "bicubic") -> UInt8[Tensor, "3 S S"]:
+def crop_and_resize(image: Image.Image, box: Crop, size: int, interpolation: str = "bicubic") -> UInt8[Tensor, "3 S S"]:
     """The box of a picture, resized with antialiasing, as RGB; its memory is channels last.
 
     torch's resize of bytes is several times as fast as Pillow's and differs from it by less than 0.05 grey levels on

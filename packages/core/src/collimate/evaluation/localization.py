@@ -22,6 +22,7 @@ from collimate.data import EvalLoader, Source, class_names
 from collimate.data.captions import captions_of
 from collimate.data.decoding import extensions_of, value_of
 from collimate.data.loading import Batch
+from collimate.data.regions import Placement, Region, regions_of
 from collimate.encoding import Encoding
 from collimate.evaluation.bootstrap import confidence_intervals, evaluate
 from collimate.evaluation.embedding import Part
@@ -49,7 +50,7 @@ from collimate.evaluation.maps import (
     segmentation_statistic,
 )
 from collimate.evaluation.prompts import prompts, template_list
-from collimate.evaluation.regions import Placement, Region, inside, moved, numbered, placed, regions_of
+from collimate.evaluation.regions import inside, moved, numbered, placed
 from collimate.evaluation.report import Report
 from collimate.evaluation.result import Result, one_of_each_sample
 from collimate.evaluation.result import number as shown
@@ -80,7 +81,7 @@ def evaluate_localization(
 
     Args:
         method: a method that encodes text and pictures whose tokens lie on a grid.
-        data: samples with regions; see `collimate.evaluation.regions`.
+        data: samples with regions; see `collimate.data.regions`.
         classes: of the segmentation: names, a file of names, or class -> full texts. Those that the data know if None:
             of the source, or all that occur in regions. Without names there is no segmentation.
         templates: what phrases and names are put into; see `collimate.evaluation.prompts`.

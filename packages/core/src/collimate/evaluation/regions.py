@@ -1,61 +1,25 @@
-"""What lies where in a picture, as data say it, and where it lies once the picture is processed.
+"""Regions in the processed picture: their boxes, their pixels, and maps of instances.
 
-The field `regions.json` of a sample is a list of objects, each in one of two forms, all in pixels of the picture as it
-is stored:
-
-- `{"box": [x0, y0, x1, y1], "phrase": "a small red circle", "name": "red circle"}`: two corners, the far edges not
-  included; the words for it; and, if it has one, the class;
-- `{"bbox": [x, y, width, height], "category": "bear", "phrases": []}`, as COCO writes it.
-
-A table has it in a column `regions` or `boxes`. Where the exact shape of the regions is known, the field
-`instances.png` is a picture of one channel: 0 for none of them, n for the n-th of the list.
+What data say of regions is told in `collimate.data.regions`. Where the exact shape of the regions is known, the field
+`instances.png` of a sample is a picture of one channel: 0 for none of them, n for the n-th of the list.
 
 Shape legend: H W pixels of the processed picture, N boxes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-Placement = tuple[float, float, float, float]
-"""Scale and shift of a picture's x and y, as `ImageProcessor.placement` gives them."""
-
-
-@dataclass(frozen=True)
-class Region:
-    """A box in a picture.
-
-    Attributes:
-        box: x0, y0, x1, y1 in pixels, the far edges not included.
-        phrase: the words for what is in it.
-        name: its class, or None.
-    """
-
-    box: tuple[float, float, float, float]
-    phrase: str
-    name: str | None = None
-
-
-def regions_of(value: Sequence[Mapping[str, Any]]) -> list[Region]:
-    """The regions of a decoded field.
-
-    Raises:
-        ValueError: it is in neither form; says which.
-    """
-    return [_region(each) for each in value]
+from collimate.data.regions import Placement, Region, placed_box
 
 
 def placed(regions: Sequence[Region], placement: Placement) -> Float[Tensor, "N 4"]:
     """The boxes of some regions in the processed picture; they may reach beyond it."""
-    scale_x, scale_y, shift_x, shift_y = placement
-    boxes = torch.tensor([region.box for region in regions]).view(-1, 4)
-    return boxes * torch.tensor([scale_x, scale_y] * 2) + torch.tensor([shift_x, shift_y] * 2)
+    return torch.tensor([placed_box(region.box, placement) for region in regions]).view(-1, 4)
 
 
 def inside(boxes: Float[Tensor, "N 4"], height: int, width: int) -> Bool[Tensor, "H W"]:
@@ -76,21 +40,14 @@ def numbered(boxes: Float[Tensor, "N 4"], height: int, width: int) -> Int64[Tens
 
 
 def moved(instances: Int64[Tensor, "h w"], placement: Placement, height: int, width: int) -> Int64[Tensor, "H W"]:
-    """A map of instances where the processed picture has them: each pixel takes what its centre comes from."""
+    """A map of instances where the processed picture has them: each pixel takes what its centre comes from.
+
+    What comes from outside of the picture, its padding, is 0.
+    """
     scale_x, scale_y, shift_x, shift_y = placement
-    rows = ((torch.arange(height) + 0.5 - shift_y) / scale_y).long().clamp(0, instances.shape[0] - 1)
-    columns = ((torch.arange(width) + 0.5 - shift_x) / scale_x).long().clamp(0, instances.shape[1] - 1)
-    return instances[rows][:, columns]
-
-
-def _region(each: Mapping[str, Any]) -> Region:
-    name = each.get("name", each.get("category"))
-    phrase = each.get("phrase") or next(iter(each.get("phrases") or ()), name)
-    if phrase is None or not ("box" in each or "bbox" in each):
-        raise ValueError(f"A region has a box and a phrase or a name, or COCO's bbox and category; not {dict(each)}.")
-    if "box" in each:
-        x0, y0, x1, y1 = map(float, each["box"])
-    else:
-        x0, y0, wide, high = map(float, each["bbox"])
-        x1, y1 = x0 + wide, y0 + high
-    return Region((x0, y0, x1, y1), str(phrase), None if name is None else str(name))
+    rows = ((torch.arange(height) + 0.5 - shift_y) / scale_y).floor().long()
+    columns = ((torch.arange(width) + 0.5 - shift_x) / scale_x).floor().long()
+    high, wide = instances.shape
+    found = instances[rows.clamp(0, high - 1)][:, columns.clamp(0, wide - 1)]
+    within_rows, within_columns = (rows >= 0) & (rows < high), (columns >= 0) & (columns < wide)
+    return found * (within_rows[:, None] & within_columns)

@@ -27,7 +27,7 @@ RawImage = Image.Image | np.ndarray | bytes | str | PathLike[str]
 
 
 class ImageProcessor(Processor):
-    """Resize, crop, and normalise, as CLIP (`shortest`) and SigLIP (`squash`) do for evaluation.
+    """Resize, crop or pad, and normalise, as CLIP (`shortest`) and SigLIP (`squash`) do for evaluation.
 
     A picture is resized in its own mode and then turned to RGB, as the official code does; an alpha channel
     is dropped, not blended.
@@ -37,7 +37,9 @@ class ImageProcessor(Processor):
         mean: the RGB mean to subtract, for values in [0, 1]. CLIP's unless given; SigLIP's is 0.5.
         std: the RGB deviation to divide by.
         interpolation: antialiased, by Pillow.
-        resize: `shortest` brings the shorter side to S and crops the centre; `squash` brings both to S.
+        resize: `shortest` brings the shorter side to S and crops the centre; `squash` brings both to S; `longest`
+            brings the longer side to S and pads the shorter one with black on both sides, as open_clip does, so that
+            nothing is lost and no shape changed.
     """
 
     def __init__(
@@ -46,10 +48,10 @@ class ImageProcessor(Processor):
         mean: Sequence[float] = CLIP_MEAN,
         std: Sequence[float] = CLIP_STD,
         interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic",
-        resize: Literal["shortest", "squash"] = "shortest",
+        resize: Literal["shortest", "squash", "longest"] = "shortest",
     ) -> None:
-        if resize not in ("shortest", "squash"):
-            raise ValueError(f"resize is 'shortest' or 'squash', not {resize!r}.")
+        if resize not in ("shortest", "squash", "longest"):
+            raise ValueError(f"resize is 'shortest', 'squash' or 'longest', not {resize!r}.")
         self.size, self.mean, self.std = size, tuple(mean), tuple(std)
         self.interpolation, self.resize = interpolation, resize
 
@@ -61,10 +63,9 @@ class ImageProcessor(Processor):
         """
         image: Any = open_image(raw)  # torchvision takes Pillow images, but its annotations do not say so
         mode = transforms.InterpolationMode(self.interpolation)
-        side = [self.size] if self.resize == "shortest" else [self.size, self.size]
-        image = transforms.resize(image, side, interpolation=mode, antialias=True)
-        image = transforms.center_crop(image, [self.size, self.size])
-        return transforms.pil_to_tensor(image.convert("RGB"))
+        width, height = self._resized(*image.size)
+        image = transforms.resize(image, [height, width], interpolation=mode, antialias=True)
+        return transforms.pil_to_tensor(transforms.center_crop(image.convert("RGB"), [self.size, self.size]))
 
     def placement(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Where the points of a picture come to lie, so that boxes and masks can follow it.
@@ -75,12 +76,21 @@ class ImageProcessor(Processor):
         Returns:
             (scale_x, scale_y, shift_x, shift_y): (x, y) moves to (scale_x x + shift_x, scale_y y + shift_y).
         """
-        if self.resize == "squash":
-            return self.size / width, self.size / height, 0.0, 0.0
-        shorter = min(width, height)
-        resized = [int(self.size * side / shorter) for side in (width, height)]  # torchvision's rounding, and below
-        shift_x, shift_y = (-round((side - self.size) / 2) for side in resized)
+        resized = self._resized(width, height)
+        shift_x, shift_y = (  # torchvision's rounding of what is cropped, and of what is padded
+            -round((side - self.size) / 2) if side > self.size else (self.size - side) // 2 for side in resized
+        )
         return resized[0] / width, resized[1] / height, float(shift_x), float(shift_y)
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height before cropping or padding."""
+        if self.resize == "squash":
+            return self.size, self.size
+        if self.resize == "longest":  # open_clip's rounding
+            ratio = max(width / self.size, height / self.size)
+            return max(1, round(width / ratio)), max(1, round(height / ratio))
+        shorter = min(width, height)  # torchvision's rounding
+        return int(self.size * width / shorter), int(self.size * height / shorter)
 
     def finish(self, batch: Shaped[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
         """Bytes to normalised float32. A floating-point batch counts as normalised already: it is unchanged."""

@@ -12,7 +12,8 @@ the samples of a batch meet, and ranks too). Evaluation needs only `encode` and 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch.nn.functional import normalize
 
 from collimate.configurable import Configurable
 from collimate.data.captions import CaptionChoice
+from collimate.data.regions import RegionChoice
 from collimate.encoding import Encoding
 from collimate.processing import Processor
 from collimate.training.gradient_cache import batch_size, embed_in_chunks
@@ -43,6 +45,8 @@ class Method(LightningModule, Configurable):
         processors: modality -> the raw-to-tensor step, saved with the weights.
         captions: key of a batch -> which of a sample's captions it holds, for methods that need more than any one
             under `text`; see `collimate.data.captions`.
+        regions: which of a sample's regions batches hold, under `regions`, `region_text` and `region_given`; see
+            `collimate.data.Preparation`.
         views: key of a batch -> the modality of which it holds one more draw of the augmentation: `{"image_view":
             "image"}`. In validation, where nothing is drawn, it equals the modality.
         also: what else batches carry of a sample, as `collimate.data.Preparation` names it: `id`, `label`, ...
@@ -58,6 +62,7 @@ class Method(LightningModule, Configurable):
 
     modalities: tuple[str, ...] = ()
     captions: Mapping[str, CaptionChoice] = MappingProxyType({})
+    regions: RegionChoice | None = None
     views: Mapping[str, str] = MappingProxyType({})
     also: tuple[str, ...] = ()
     encoders: nn.ModuleDict
@@ -97,6 +102,23 @@ class Method(LightningModule, Configurable):
             for name, parameter in self.named_parameters(recurse=False):
                 if name.endswith("logit_scale"):
                     parameter.clamp_(0, math.log(self.max_logit_scale))
+
+    # What a method may use --------------------------------------------------------------------------------
+
+    def in_chunks(self, run: Callable[[dict[str, Any]], dict[str, Tensor]], rows: dict[str, Any]) -> dict[str, Tensor]:
+        """`run(rows)`, in chunks where the gradient cache is on; for networks that `losses` runs, on chosen pairs.
+
+        Args:
+            run: row by row, as `embed` is sample by sample.
+            rows: tensors of equally many rows; they may carry gradients.
+        """
+        if self.gradient_cache is None or not torch.is_grad_enabled():
+            return run(rows)
+        return embed_in_chunks(run, rows, self.gradient_cache, self)
+
+    def tower_precision(self) -> AbstractContextManager[Any]:
+        """The run's own precision, in which towers run; for networks that `losses` runs, which itself is float32."""
+        return nullcontext() if self._trainer is None else self.trainer.precision_plugin.forward_context()
 
     # What users call --------------------------------------------------------------------------------------
 
@@ -176,9 +198,7 @@ class Method(LightningModule, Configurable):
         checkpoint[CHECKPOINT_KEY] = {"config": self.config()}
 
     def _embeddings(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        if self.gradient_cache is None or not torch.is_grad_enabled():
-            return self.embed(batch)
-        return embed_in_chunks(self.embed, batch, self.gradient_cache, self)
+        return self.in_chunks(self.embed, batch)
 
     def _terms(self, embeddings: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         # Logits of size 100 have steps of 0.06 in half precision: the loss is float32 always.
