@@ -129,8 +129,8 @@ class Boxed(Source):
         return 12
 
     def read(self, index):
-        picture = Image.linear_gradient("L").resize((60, 30))
-        regions = [{"box": [x, 0, x + 5, 30], "phrase": f"strip {x}"} for x in range(0, 5 * index, 5)]
+        picture = Image.linear_gradient("L").resize((60, 60))
+        regions = [{"box": [x, 0, x + 5, 60], "phrase": f"strip {x}"} for x in range(0, 5 * index, 5)]
         return {"__key__": str(index), "png": picture, "txt": "strips", "regions.json": regions}
 
 
