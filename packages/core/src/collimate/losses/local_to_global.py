@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from collimate.kernels.logsumexp import pair_logsumexp
+from collimate.kernels.fixed_keys import row_logsumexp
 
 
 def local_to_global_loss(
@@ -51,15 +51,8 @@ def local_to_global_loss(
     dtype = torch.promote_types(features.dtype, torch.float32)
     features, local_features = features.to(dtype), local_features.to(dtype)
     scale = torch.as_tensor(logit_scale, device=features.device).reshape(())
-    negatives, *_ = pair_logsumexp(
-        features,
-        local_features.flatten(0, 1),
-        scale,
-        scale.detach().expand(samples * count),
-        None,
-        _OfOthers(count, mask.flatten()),
-        normalize=False,
-    )
+    others = _OfOthers(count, mask.flatten())
+    negatives = row_logsumexp(features, local_features.flatten(0, 1), scale, others, normalize=False)
     positives = scale * torch.einsum("nd,nmd->nm", features, local_features)
     losses = softplus(negatives[:, None] - positives)
     real = mask.to(losses.dtype)

@@ -24,6 +24,7 @@ from torch.nn.functional import normalize as to_unit
 
 from collimate import distributed
 from collimate.distributed import Group
+from collimate.kernels.fixed_keys import row_logsumexp
 from collimate.kernels.logsumexp import pair_logsumexp
 from collimate.kernels.tiles import Keep
 from collimate.losses.negatives import kept_pairs
@@ -126,7 +127,8 @@ def info_nce_losses(
     group: Group = None,
 ) -> Float[Tensor, " n"]:
     """The loss of each query of this rank; `info_nce` is their mean over all ranks."""
-    return _Contrast(query, key, logit_scale, targets, ids, mask, normalize, group).of_queries(queue)
+    contrast = _Contrast(query, key, logit_scale, targets, ids, mask, normalize, group, both=False)
+    return contrast.of_queries(queue)
 
 
 def symmetric_info_nce_losses(
@@ -144,12 +146,12 @@ def symmetric_info_nce_losses(
     group: Group = None,
 ) -> SymmetricLosses:
     """The loss of each query and of each key of this rank; `symmetric_info_nce` is the mean of both over all ranks."""
-    contrast = _Contrast(query, key, logit_scale, targets, ids, mask, normalize, group)
+    contrast = _Contrast(query, key, logit_scale, targets, ids, mask, normalize, group, both=True)
     return SymmetricLosses(contrast.of_queries(queue), contrast.of_keys(key_targets, query_queue))
 
 
 class _Contrast:
-    """One sweep over this rank's queries and all ranks' keys, and what both directions make of it."""
+    """One sweep over this rank's queries and all ranks' keys, and what one or both directions make of it."""
 
     def __init__(
         self,
@@ -161,6 +163,7 @@ class _Contrast:
         mask: Tensor | Keep | None,
         normalize: bool,
         group: Group,
+        both: bool,
     ) -> None:
         check_shapes(query, key)
         self.query, self.key, self.normalize, self.group = query, key, normalize, group
@@ -169,20 +172,27 @@ class _Contrast:
         self.scale = torch.as_tensor(logit_scale, device=query.device).reshape(())
         self.key_counts = distributed.row_counts(key, group)
         self.all_keys = distributed.gather(key, group, self.key_counts)
+        keep = kept_pairs(ids, mask, self.key_counts, group)
+        self.own = None
+        if not (both or self.all_keys.requires_grad):
+            self.rows = row_logsumexp(query, self.all_keys, self.scale, keep, normalize)
+            return
         self.rows, self.columns, self.own = pair_logsumexp(
             query,
             self.all_keys,
             self.scale,
             distributed.gather(self.scale.expand(key.shape[0]), group, self.key_counts),
             distributed.own(self.key_counts, group).start if query.shape[0] == key.shape[0] else None,
-            kept_pairs(ids, mask, self.key_counts, group),
+            keep,
             normalize,
         )
 
     def of_queries(self, queue: Tensor | None) -> Tensor:
         lse = self.rows if queue is None else torch.logaddexp(self.rows, self._against(self.query, queue))
         if isinstance(self.targets, Paired):
-            return self._paired(lse)
+            check_paired(self.query, self.key)
+            if self.own is not None:
+                return (lse - self.own).to(self.dtype)
         return self._targeted(lse, self.query, self.all_keys, self.targets, self.key_counts)
 
     def of_keys(self, targets: Targets | None, queue: Tensor | None) -> Tensor:
@@ -191,19 +201,15 @@ class _Contrast:
             lse = torch.logaddexp(lse, self._against(self.key, queue))
         targets = targets or self.targets.flipped()
         if isinstance(targets, Paired):
-            return self._paired(lse)
+            check_paired(self.query, self.key)
+            assert self.own is not None
+            return (lse - self.own).to(self.dtype)
         counts = distributed.row_counts(self.query, self.group)
         return self._targeted(lse, self.key, distributed.gather(self.query, self.group, counts), targets, counts)
 
-    def _paired(self, lse: Tensor) -> Tensor:
-        check_paired(self.query, self.key)
-        assert self.own is not None
-        return (lse - self.own).to(self.dtype)
-
     def _against(self, features: Tensor, queue: Tensor) -> Tensor:
         """Log-sum-exps over a queue alone."""
-        column_scale = self.scale.detach().expand(queue.shape[0])
-        return pair_logsumexp(features, queue, self.scale, column_scale, None, None, self.normalize)[0]
+        return row_logsumexp(features, queue, self.scale, None, self.normalize)
 
     def _targeted(self, lse: Tensor, features: Tensor, others: Tensor, targets: Targets, counts: tuple) -> Tensor:
         features, others = features.to(self.dtype), others.to(self.dtype)

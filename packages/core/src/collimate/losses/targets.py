@@ -126,23 +126,24 @@ class Softened(Targets):
     """t_ij = softmax over keys of scale * <u_i, v_j>, u and v teacher embeddings of queries and keys.
 
     The soft targets of momentum distillation (ALBEF, TCL), with the hard ones in a `Mixture`, and of label embeddings
-    (Dialog2Flow, arXiv 2410.18481). Teacher embeddings are brought to unit length. The blend is attention, so torch's
-    fused attention computes it where it can.
+    (Dialog2Flow, arXiv 2410.18481). Teacher embeddings are brought to unit length unless `normalize` is False. The
+    blend is attention, so torch's fused attention computes it where it can.
     """
 
     query_teacher: Float[Tensor, "n E"]
     key_teacher: Float[Tensor, "m E"]
     scale: Float[Tensor, ""] | float
+    normalize: bool = True
 
     def blend(self, keys: Float[Tensor, "M D"], counts: tuple[int, ...], group: Group = None) -> Blend:
-        query, key = _teacher(self.query_teacher, keys), _teacher(self.key_teacher, keys)
+        query, key = (_teacher(each, keys, self.normalize) for each in (self.query_teacher, self.key_teacher))
         key = distributed.gather(key, group, counts)
         query = query * torch.as_tensor(self.scale).detach()  # not as an argument: reading it would wait for the device
         blended = scaled_dot_product_attention(query[None, None], key[None, None], keys[None, None], scale=1.0)
         return blended[0, 0], keys.new_ones(query.shape[0])
 
     def flipped(self) -> Softened:
-        return Softened(self.key_teacher, self.query_teacher, self.scale)
+        return Softened(self.key_teacher, self.query_teacher, self.scale, self.normalize)
 
 
 @dataclass(frozen=True)
@@ -198,5 +199,6 @@ def _mean(blend: Blend) -> Blend:
     return summed / mass.clamp_min(torch.finfo(mass.dtype).tiny)[:, None], (mass > 0).to(mass.dtype)
 
 
-def _teacher(embeddings: Tensor, like: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(embeddings.detach().to(like), dim=-1)
+def _teacher(embeddings: Tensor, like: Tensor, normalize: bool = True) -> Tensor:
+    embeddings = embeddings.detach().to(like)
+    return torch.nn.functional.normalize(embeddings, dim=-1) if normalize else embeddings
