@@ -23,6 +23,8 @@ from torch import Tensor
 
 OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")  # openai/CLIP keeps three numbers as weights
 
+WRAPPERS = ("state_dict", "model")  # of training programs' checkpoints, which hold the optimizer's state beside it
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be used; says which file, why, and what to do."""
@@ -75,7 +77,7 @@ def read_pickle(path: str | PathLike[str]) -> Any:
 def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
     """A state dict from safetensors, `torch.save` or a TorchScript archive, as published files have them.
 
-    A surrounding `state_dict` is unwrapped, a leading `module.` dropped, half precision made float32.
+    A surrounding `state_dict` or `model` is unwrapped, a leading `module.` dropped, half precision made float32.
 
     Raises:
         CheckpointError: the file is damaged, refused, or holds no state dict.
@@ -87,8 +89,9 @@ def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
         weights = torch.jit.load(path, map_location="cpu").state_dict()
     else:
         weights = read_pickle(path)
-    if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
-        weights = weights["state_dict"]
+    if isinstance(weights, dict):
+        inner = (weights[name] for name in WRAPPERS if isinstance(weights.get(name), dict))
+        weights = next(inner, weights)
     if not (isinstance(weights, dict) and weights and all(isinstance(value, Tensor) for value in weights.values())):
         raise CheckpointError(f"{path}: holds no state dict.")
     return tidy(weights)

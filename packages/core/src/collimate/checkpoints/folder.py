@@ -91,7 +91,7 @@ def load(source: str | PathLike[str], trust: Sequence[str] = ()) -> Any:
     path = Path(source)
     if path.is_file():
         return _load_lightning(path, trust)
-    folder = path if path.is_dir() else _download(str(source))
+    folder = path if path.is_dir() else download(str(source))
     config = _read_config(folder / CONFIG)
     model = _rebuild(config, folder, trust)
     if wrong := _probe_difference(config.get("probe", {}), _probe(model), PROBE_TOLERANCE):
@@ -114,6 +114,24 @@ def refuse_other_folders(folder: Path) -> None:
     marks = (CONFIG, "open_clip_config.json", "*.onnx")
     if not (folder.is_dir() and any(any(folder.glob(mark)) for mark in marks)):
         raise CheckpointError(f"{folder} exists and is no model folder: choose another one, or remove it.")
+
+
+def download(source: str) -> Path:
+    """The folder of a model on the Hugging Face hub, on this machine.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=[CONFIG, WEIGHTS, CARD, "processors/**"]))
+    except (HFValidationError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{source!r} is neither a folder nor a file here, nor a model that the Hugging Face hub gives: {reason}"
+        ) from error
 
 
 def _portable(model: Model, folder: Path) -> dict[str, Any]:
@@ -166,19 +184,6 @@ def _load_lightning(path: Path, trust: Sequence[str]) -> Any:
     model = build(checkpoint[CHECKPOINT_KEY]["config"], trust)
     _fill(model, checkpoint["state_dict"], path)
     return model.eval()
-
-
-def _download(source: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=[CONFIG, WEIGHTS, CARD, "processors/**"]))
-    except (HFValidationError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{source!r} is neither a folder nor a file here, nor a model that the Hugging Face hub gives: {reason}"
-        ) from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:

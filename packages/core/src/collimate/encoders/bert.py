@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from collimate.encoders.base import Encoder, strides
 from collimate.encoders.bert_layers import INITIAL_STD, BertEmbeddings, BertLayer, BertTokenHead
+from collimate.encoders.bert_weights import fill_bert
 from collimate.encoding import Encoding
 
 
@@ -35,8 +36,8 @@ class Bert(Encoder):
 
     Args:
         pretrained: initial weights: a folder as transformers writes it, a hub id such as `bert-base-uncased`, or a file
-            with a state dict. The sizes must be those of the weights. Cross-attention and token head stay random where
-            the weights have none.
+            with a state dict, such as a checkpoint of ALBEF, TCL or ALPRO. The sizes must be those of the weights.
+            Cross-attention and token head stay random where the weights have none.
         vocab_size: V.
         context_length: the longest text in tokens.
         width: D.
@@ -81,6 +82,16 @@ class Bert(Encoder):
         )
         self.cls = BertTokenHead(self.embeddings.word_embeddings) if token_head else None
         self.apply(_initialise)
+        if pretrained is not None:
+            sizes = {
+                "vocab_size": vocab_size,
+                "max_position_embeddings": context_length,
+                "hidden_size": width,
+                "num_hidden_layers": layers,
+                "num_attention_heads": heads,
+                "intermediate_size": hidden,
+            }
+            fill_bert(self, pretrained, sizes)
 
     def forward(self, inputs: Int64[Tensor, "B L"], mask: Bool[Tensor, "B L"] | None = None) -> Encoding:
         """Encode texts by the layers below `fusion_layer`.
