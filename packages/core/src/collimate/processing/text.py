@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import regex
 import torch
@@ -19,6 +19,8 @@ from torch import Tensor
 from collimate.processing.base import Processor
 
 CHARACTERS_PER_TOKEN = 32  # the longest entry of CLIP's vocabulary
+CAPTION_WORDS = 30  # salesforce/ALBEF, dataset/caption_dataset.py
+CAPTION_MARKS = str.maketrans(dict.fromkeys(",.'!?\"()*#:;~", "") | dict.fromkeys("-/", " "))  # dataset/utils.py there
 CHARACTERS_CLEANED_PER_TOKEN = 512  # ours: room for white space and entities that cleaning will remove
 
 
@@ -29,13 +31,18 @@ class Tokenizer(Processor):
         context_length: L.
         vocab_size: ids lie below it.
         pad_id: the id that fills up short texts. It may be a word's id too (CLIP's 0 is "!").
+        start_id: the id that begins every text; None where none does.
         end_id: the id that ends every text, also one that was cut.
+        mask_id: the id that stands for a hidden token. Where the vocabulary has none it is `vocab_size`, so that a
+            model that fills in hidden tokens has one id more.
     """
 
     context_length: int
     vocab_size: int
     pad_id: int
+    start_id: int | None = None
     end_id: int
+    mask_id: int
 
     def __call__(self, raw: str) -> Int64[Tensor, " L"]:
         raise NotImplementedError
@@ -43,6 +50,14 @@ class Tokenizer(Processor):
     def pieces(self, ids: Int64[Tensor, " L"]) -> list[str]:
         """What each id stands for, for people: a word or a part of one; empty for start, end and padding."""
         raise NotImplementedError
+
+    def continues(self, batch: Int64[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
+        """True where a token goes on with the word of the token before it.
+
+        Raises:
+            NotImplementedError: this tokenizer cannot tell.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not tell which tokens go on with a word.")
 
     def example(self) -> str:
         return "A photo of two dogs, taken at 12:30 in the rain & fog."
@@ -78,7 +93,7 @@ class ClipTokenizer(Tokenizer):
         self.special_tokens = tuple(special_tokens)
         self._encoder = _clip_encoder(self.special_tokens)
         self.start_id, self.end_id = self._encoder.special_ids
-        self.vocab_size = self._encoder.vocab_size
+        self.vocab_size = self.mask_id = self._encoder.vocab_size
 
     def __call__(self, raw: str) -> Int64[Tensor, " L"]:
         ids = [self.start_id, *self._encoder(raw, self.context_length - 2), self.end_id]
@@ -109,7 +124,7 @@ class HuggingFaceTokenizer(Tokenizer):
             `google/siglip-base-patch16-224`.
         context_length: L. Shorter texts are padded to it, longer ones cut.
         clean: what is done to the text first. `canonicalize` (lower case, no punctuation) is what the
-            released SigLIP models were trained with.
+            released SigLIP models were trained with, `caption` (`clean_caption`) what ALBEF and TCL were.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -119,7 +134,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self,
         path: str,
         context_length: int = 77,
-        clean: Literal["lower", "whitespace", "canonicalize"] | None = None,
+        clean: Literal["lower", "whitespace", "canonicalize", "caption"] | None = None,
     ) -> None:
         from transformers import AutoTokenizer
 
@@ -127,12 +142,17 @@ class HuggingFaceTokenizer(Tokenizer):
             raise FileNotFoundError(f"The tokenizer's folder {path} is missing.")
         self.context_length, self.clean = context_length, clean
         self._tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=Path(path).is_dir())
-        self._clean = get_clean_fn(clean) if clean else None
+        self._clean: Any = clean_caption if clean == "caption" else get_clean_fn(clean) if clean else None
         ends = (self._tokenizer.eos_token_id, self._tokenizer.sep_token_id)
         pads = (self._tokenizer.pad_token_id, *ends)
         self.end_id, self.pad_id = _first_id(ends, path, "end"), _first_id(pads, path, "padding")
         self._tokenizer.pad_token_id = self.pad_id
         self.vocab_size = len(self._tokenizer)
+        starts = (self._tokenizer.bos_token_id, self._tokenizer.cls_token_id)
+        self.start_id = next((each for each in starts if each is not None), None)
+        mask_id = self._tokenizer.mask_token_id
+        self.mask_id = self.vocab_size if mask_id is None else mask_id
+        self._continuing: Tensor | None = None
 
     def __call__(self, raw: str) -> Int64[Tensor, " L"]:
         text = self._clean(raw) if self._clean else raw
@@ -149,8 +169,31 @@ class HuggingFaceTokenizer(Tokenizer):
         """True where a token is no padding; up to the first end token where padding is the end token too."""
         return batch != self.pad_id if self.pad_id != self.end_id else super().mask(batch)
 
+    def continues(self, batch: Int64[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
+        """True at the pieces that WordPiece writes with ## in front.
+
+        Raises:
+            NotImplementedError: the vocabulary has no such pieces.
+        """
+        if self._continuing is None:
+            pieces = self._tokenizer.convert_ids_to_tokens(list(range(self.vocab_size)))
+            self._continuing = torch.tensor([piece is not None and piece.startswith("##") for piece in pieces])
+        if not bool(self._continuing.any()):
+            return super().continues(batch)
+        return self._continuing.to(batch.device)[batch]
+
     def save_files(self, folder: Path) -> None:
         self._tokenizer.save_pretrained(folder)
+
+
+def clean_caption(text: str) -> str:
+    """A caption as ALBEF and TCL read it: lower case, hardly any punctuation, at most 30 words.
+
+    As in salesforce/ALBEF, dataset/utils.py: some marks are dropped, hyphens and slashes become spaces, and so does
+    other white space; `<person>`, which stands for names in Conceptual Captions, becomes a word.
+    """
+    text = text.lower().translate(CAPTION_MARKS).replace("<person>", "person")
+    return " ".join(text.split()[:CAPTION_WORDS])
 
 
 class _ClipEncoder:
