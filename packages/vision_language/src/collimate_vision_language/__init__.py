@@ -7,5 +7,6 @@ from collimate_vision_language.filip import FILIP
 from collimate_vision_language.flair import FLAIR
 from collimate_vision_language.siglip import SigLIP
 from collimate_vision_language.sub_captions import SubCaptions
+from collimate_vision_language.tcl import TCL
 
-__all__ = ["ALIP", "CLIP", "FILIP", "FLAIR", "DreamLIP", "SigLIP", "SubCaptions"]
+__all__ = ["ALIP", "CLIP", "FILIP", "FLAIR", "TCL", "DreamLIP", "SigLIP", "SubCaptions"]

@@ -1,0 +1,354 @@
+"""TCL as a method; see the package's docstring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from collimate.encoders import Bert, Encoder, LinearProjection, projections_for
+from collimate.encoding import Encoding
+from collimate.losses import FeatureQueue, Leading, SharedLabels, Targets
+from collimate.losses.matching import draw_negatives, matching_accuracy, matching_loss, negative_weights
+from collimate.processing import Processor, Tokenizer
+from collimate.training import Method, follow, momentum_copy
+from collimate_vision_language.tcl.alignment import Locals, Pair, alignment_losses, pooled_grid
+from collimate_vision_language.tcl.official import fill, read_official
+
+MODALITIES = ("image", "text")
+
+
+class TCL(Method):
+    """A picture tower and a BERT, whose upper layers fuse both, taught by copies of themselves that follow slowly.
+
+    A batch holds `image`, `image_view` (another draw of its augmentation; `image` stands in where there is none, as in
+    validation), `text` and, with `image_ids`, `id`. For tests, it may also hold what is else drawn: `negative_image`
+    and `negative_text`, the index in the batch of each text's wrong picture and each picture's wrong text, (B,); and
+    `masked_text`, (B, L), with `masked_labels`, -100 where no token is to be told.
+
+    With the gradient cache, towers, masked modelling and fusion run in chunks; the tokens of the whole batch are kept.
+
+    Args:
+        image_encoder: the picture tower; with a grid of tokens for the local term. `pooled` is its class token.
+        text_encoder: with cross-attention to the picture tower's width, and a token head unless `mask_rate` is 0.
+        image_processor: how pictures become the tower's input.
+        tokenizer: how texts become ids; BERT's.
+        embed_dim: D, the width of the joint space.
+        pretrained: weights to begin with: a released file, or a folder of a saved TCL. Positions are interpolated to
+            the picture tower's size. What fine-tuning does not use is left out.
+        queue_size: Q. As published, many batches of all ranks together.
+        momentum: m.
+        alpha: α, the share of soft targets.
+        alpha_warmup: optimizer steps in which α grows from 0; published, those of the first epoch.
+        temperature: τ at the start.
+        temperature_bounds: τ is held between them; None holds it nowhere, as in the released fine-tuning.
+        contrast_weight: of each of the three contrastive terms: 1/3 as in the released code, 1 as in the paper.
+        local_grid: the picture's patches are pooled to so many windows along each edge.
+        mask_rate: the share of tokens that masked modelling asks for; 0 goes without it, as in fine-tuning.
+        image_ids: samples of one picture are all positives of each other, and never negatives in matching.
+
+    Attributes:
+        temp: τ, which divides, under its published name.
+
+    Raises:
+        ValueError: the towers do not fit each other or the mask rate.
+    """
+
+    modalities = MODALITIES
+    views = MappingProxyType({"image_view": "image"})
+
+    def __init__(
+        self,
+        image_encoder: Encoder,
+        text_encoder: Bert,
+        image_processor: Processor,
+        tokenizer: Tokenizer,
+        embed_dim: int = 256,
+        pretrained: str | None = None,
+        queue_size: int = 65536,
+        momentum: float = 0.995,
+        alpha: float = 0.4,
+        alpha_warmup: int = 0,
+        temperature: float = 0.07,
+        temperature_bounds: tuple[float, float] | None = (0.001, 0.5),
+        contrast_weight: float = 1 / 3,
+        local_grid: int = 4,
+        mask_rate: float = 0.15,
+        image_ids: bool = False,
+    ) -> None:
+        super().__init__()
+        _check(image_encoder, text_encoder, mask_rate)
+        self.processors = {"image": image_processor, "text": tokenizer}
+        self.encoders = nn.ModuleDict({"image": image_encoder, "text": text_encoder})
+        heads = {name: LinearProjection(tower.width, embed_dim, bias=True) for name, tower in self.encoders.items()}  # type: ignore[arg-type]
+        self.projections = projections_for(self.encoders, embed_dim, **heads)
+        self.itm_head = nn.Linear(text_encoder.width, 2)
+        self.temp = nn.Parameter(torch.tensor(temperature))
+        self.momentum_encoders = momentum_copy(self.encoders)
+        self.momentum_projections = momentum_copy(self.projections)
+        self.queue = FeatureQueue(queue_size, dict.fromkeys(MODALITIES, embed_dim))
+        self.momentum, self.alpha, self.alpha_warmup = momentum, alpha, alpha_warmup
+        self.temperature_bounds, self.contrast_weight = temperature_bounds, contrast_weight
+        self.local_grid, self.mask_rate, self.image_ids = local_grid, mask_rate, image_ids
+        self.also = ("id",) if image_ids else ()
+        if pretrained is not None:
+            fill(self, pretrained)
+
+    @property
+    def logit_scale(self) -> Float[Tensor, ""]:
+        """log(1/τ), as the step log and other methods have it."""
+        return -self.temp.log()
+
+    @property
+    def softness(self) -> float:
+        """α at this step."""
+        return self.alpha * min(1.0, self.global_step / self.alpha_warmup) if self.alpha_warmup else self.alpha
+
+    def forward(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> Encoding:
+        """`pooled` lies in the joint space; `tokens` are the tower's own, the class token first, for `rerank`."""
+        encoding = self.encoders[modality](inputs, mask)
+        encoding = with_class_token(encoding) if modality == "image" else encoding
+        return encoding.replace(pooled=self.projections[modality](encoding.pooled))
+
+    def rerank(self, image: Encoding, text: Encoding) -> Float[Tensor, " pairs"]:
+        """The logit that text i belongs to picture i, for encodings of equally many of both."""
+        return self._match({"image_tokens": image.tokens, "text_tokens": text.tokens, "text_mask": text.token_mask})[
+            "logits"
+        ][:, 1]
+
+    @torch.no_grad()
+    def after_optimizer_step(self) -> None:
+        super().after_optimizer_step()
+        if self.temperature_bounds is not None:
+            self.temp.clamp_(*self.temperature_bounds)
+        follow(self.momentum_encoders, self.encoders, self.momentum)
+        follow(self.momentum_projections, self.projections, self.momentum)
+
+    # The step ---------------------------------------------------------------------------------------------
+
+    def embed(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """What is computed sample by sample: both towers, their copies, and masked modelling."""
+        views = {
+            name: self.processors["image"].finish(batch.get(name, batch["image"])) for name in ("image", "image_view")
+        }
+        mask = self.processors["text"].mask(batch["text"])
+        patches = self.encoders["image"](views["image"])
+        text = self.encoders["text"](batch["text"], mask)
+        found = {
+            "image": self.projections["image"](patches.pooled),
+            "text": self.projections["text"](text.pooled),
+            "image_tokens": with_class_token(patches).tokens,
+            "text_tokens": text.tokens,
+            "text_mask": text.token_mask,
+        }
+        with torch.no_grad():
+            taught = self.momentum_encoders["image"](views["image_view"])
+            found |= self._momentum_features(taught, self.momentum_encoders["text"](batch["text"], mask))
+        if self.mask_rate:
+            found |= self._masked_modelling(batch, text.token_mask, with_class_token(patches), with_class_token(taught))
+        return found
+
+    def losses(self, embeddings: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
+        features, momentum = (
+            Pair(*(normalize(embeddings[f"{name}{suffix}"], dim=1) for name in MODALITIES)) for suffix in ("", "_key")
+        )
+        keys = Pair(*(torch.cat([getattr(momentum, name), self.queue[name].float()]) for name in MODALITIES))
+        local = Locals(embeddings["image_local"], embeddings["text_local"], embeddings["text_mask"][:, 1:])
+        ids = self._ids(batch)
+        scale = 1 / self.temp
+        aligned = alignment_losses(
+            features, momentum, keys, local, scale, self._positives(ids, len(local.text)), self.softness
+        )
+        if self.training:
+            self.queue.add(ids, image=momentum.image, text=momentum.text)
+        matching, accuracy = self._matching(embeddings, features, momentum, scale, ids, batch)
+        terms = {
+            "cma": self.contrast_weight * aligned.cross_modal,
+            "imc": self.contrast_weight * aligned.intra_modal,
+            "lmi": self.contrast_weight * aligned.local,
+            "itm": matching,
+        }
+        self.statistics = {
+            **{f"contrast/{name}": value.detach() for name, value in aligned._asdict().items()},
+            "similarity": torch.linalg.vecdot(*features).mean().detach(),
+            "queue_fill": self.queue.fill,
+            "alpha": torch.tensor(self.softness),
+            "accuracy/matching": accuracy,
+        }
+        if self.mask_rate:
+            count = embeddings["masked_count"].sum().clamp_min(1)
+            terms["mlm"] = embeddings["masked_loss"].sum() / count
+            self.statistics["accuracy/masked"] = embeddings["masked_right"].sum() / count
+        return terms
+
+    def _momentum_features(self, image: Encoding, text: Encoding) -> dict[str, Tensor]:
+        """The keys, and the locals: patches and words, without [CLS], of unit length; patches are pooled after that."""
+        to_joint = self.momentum_projections
+        assert image.tokens is not None
+        assert text.tokens is not None
+        patches = normalize(to_joint["image"](image.tokens).float(), dim=2)
+        return {
+            "image_key": to_joint["image"](image.pooled),
+            "text_key": to_joint["text"](text.pooled),
+            "image_local": pooled_grid(patches, image.grid, self.local_grid),
+            "text_local": normalize(to_joint["text"](text.tokens[:, 1:]).float(), dim=2),
+        }
+
+    def _masked_modelling(
+        self, batch: dict[str, Any], mask: Bool[Tensor, "B L"], image: Encoding, taught: Encoding
+    ) -> dict[str, Tensor]:
+        """Of each sample, the sum of its masked tokens' losses, how many they are, and how many are told rightly."""
+        ids, labels = self._masked_text(batch, mask)
+        chosen = labels != UNSCORED
+        logits = self._token_logits(self.encoders["text"], ids, mask, image, chosen)
+        with torch.no_grad():
+            soft = self._token_logits(self.momentum_encoders["text"], ids, mask, taught, chosen).softmax(1)
+        alpha, labels = self.softness, labels[chosen]
+        hard = cross_entropy(logits, labels, reduction="none")
+        losses = (1 - alpha) * hard + alpha * cross_entropy(logits, soft, reduction="none")
+        row = chosen.nonzero()[:, 0]
+        none = losses.new_zeros(len(ids))
+        return {
+            "masked_loss": none.index_add(0, row, losses),
+            "masked_count": chosen.sum(1),
+            "masked_right": none.index_add(0, row, (logits.argmax(1) == labels).to(losses.dtype)),
+        }
+
+    def _masked_text(self, batch: dict[str, Any], mask: Bool[Tensor, "B L"]) -> tuple[Tensor, Tensor]:
+        """The ids with some masked, and what they were; as drawn here, or as the batch holds them."""
+        if "masked_text" in batch:
+            return batch["masked_text"], batch["masked_labels"]
+        ids, tokenizer = batch["text"], self.processors["text"]
+        eligible = mask.clone()
+        eligible[:, 0] = False
+        draw = torch.rand(3, *ids.shape, device=ids.device)
+        chosen = eligible & (draw[0] < self.mask_rate)
+        words = self.encoders["text"].embeddings.word_embeddings.num_embeddings
+        masked = torch.where(chosen & (draw[1] < 0.8), tokenizer.mask_id, ids)
+        masked = torch.where(chosen & (draw[1] >= 0.9), (draw[2] * words).long(), masked)
+        return masked, ids.masked_fill(~chosen, UNSCORED)
+
+    def _token_logits(
+        self, bert: Any, ids: Tensor, mask: Tensor, image: Encoding, chosen: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "k V"]:
+        """What a BERT takes the chosen tokens for, having seen the picture."""
+        tokens = bert.fuse(bert(ids, mask), image).tokens
+        return bert.token_logits(tokens[chosen]).float()
+
+    def _ids(self, batch: dict[str, Any]) -> Int64[Tensor, " n"] | None:
+        if not self.image_ids:
+            return None
+        if "id" not in batch:
+            raise ValueError("TCL with image_ids needs the key `id` in a batch: which samples are of one picture.")
+        return batch["id"]
+
+    def _positives(self, ids: Tensor | None, count: int) -> Targets:
+        return Leading(count) if ids is None else SharedLabels(ids, torch.cat([ids, self.queue.ids]))
+
+    def _matching(
+        self,
+        embeddings: dict[str, Tensor],
+        features: Pair,
+        momentum: Pair,
+        scale: Tensor,
+        ids: Tensor | None,
+        batch: dict[str, Any],
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """The loss and the accuracy over true pairs, texts with wrong pictures, and pictures with wrong texts."""
+        images = texts = own = torch.arange(len(features.image), device=scale.device)
+        if self.training or len(own) > 1:  # the last batch of validation may be a lone sample: its true pair alone
+            by_text = negative_weights(scale * features.text @ momentum.image.T, ids)
+            by_image = negative_weights(scale * features.image @ momentum.text.T, ids)
+            wrong_image = batch["negative_image"] if "negative_image" in batch else draw_negatives(by_text)
+            wrong_text = batch["negative_text"] if "negative_text" in batch else draw_negatives(by_image)
+            images, texts = torch.cat([own, wrong_image, own]), torch.cat([own, own, wrong_text])
+        rows = {name: embeddings[name][images if name == "image_tokens" else texts] for name in FUSED}
+        with self.tower_precision():
+            logits = self.in_chunks(self._match, rows)["logits"]
+        return matching_loss(logits, len(own)), matching_accuracy(logits, len(own))
+
+    def _match(self, rows: dict[str, Any]) -> dict[str, Tensor]:
+        """The logits of pairs, one a row."""
+        dtype = self.itm_head.weight.dtype
+        image, text = rows["image_tokens"].to(dtype), rows["text_tokens"].to(dtype)
+        bert: Any = self.encoders["text"]
+        fused = bert.fuse(Encoding(text[:, 0], text, rows["text_mask"]), Encoding(image[:, 0], image))
+        return {"logits": self.itm_head(fused.pooled)}
+
+    # Weights ----------------------------------------------------------------------------------------------
+
+    def config(self) -> dict[str, Any]:
+        """As for every Configurable, without `pretrained`: what is saved has its weights beside it."""
+        config = super().config()
+        config["init_args"].pop("pretrained", None)
+        return config
+
+    @classmethod
+    def from_official(
+        cls,
+        checkpoint: str | PathLike[str] | Mapping[str, Tensor],
+        image_processor: Processor | None = None,
+        tokenizer: Tokenizer | None = None,
+        image_size: int | None = None,
+        image_heads: int | None = None,
+        text_heads: int | None = None,
+        dropout: float = 0.1,
+        **options: Any,
+    ) -> TCL:
+        """From the released code's weights, pre-trained or fine-tuned; those of ALBEF have the same form.
+
+        Fine-tuned ones know the ids of pictures, and come as what fine-tunes: `image_ids`, no masked modelling,
+        temperature free. The released code moves the momentum copies at the beginning of a step and saves between two,
+        so that a file lacks the last move: it is made here.
+
+        Args:
+            checkpoint: a file, or a state dict.
+            image_processor: CLIP's mean, squashed to the picture's size, if None.
+            tokenizer: `bert-base-uncased`'s, of 25 tokens, if None; downloaded unless cached.
+            image_size: the side of pictures in pixels, to which positions are interpolated; the weights' own if None.
+            image_heads, text_heads: attention heads; one for each 64 of a tower's width if None.
+            dropout: of the BERT, in training.
+            options: further arguments of the constructor.
+
+        Raises:
+            CheckpointError: these are no such weights; names what is missing or has no place.
+        """
+        arguments, weights = read_official(
+            checkpoint, image_processor, tokenizer, image_size, image_heads, text_heads, dropout, options
+        )
+        method = cls(**arguments)
+        fill(method, weights)
+        method.after_optimizer_step()
+        return method.eval()
+
+
+FUSED = ("image_tokens", "text_tokens", "text_mask")
+UNSCORED = -100  # the label of a token that is not to be told, as torch's cross-entropy ignores it
+
+
+def with_class_token(encoding: Encoding) -> Encoding:
+    """A picture's tokens with the class token, which is its pooled vector, in front; they lie on no grid then."""
+    assert encoding.tokens is not None
+    return Encoding(encoding.pooled, torch.cat([encoding.pooled[:, None], encoding.tokens], 1))
+
+
+def _check(image: Encoder, text: Bert, mask_rate: float) -> None:
+    if text.cross_width != image.width:
+        raise ValueError(
+            f"TCL's BERT attends to pictures: build it with fusion_layer and cross_width={image.width}, the width of "
+            f"the image tower; its cross_width is {text.cross_width}."
+        )
+    if not 0 <= mask_rate < 1:
+        raise ValueError(f"mask_rate is a share of the tokens, from 0 to below 1, not {mask_rate}.")
+    if mask_rate and text.cls is None:
+        raise ValueError("Masked modelling needs a token head: build Bert with token_head=True, or set mask_rate to 0.")
+    if not mask_rate and text.cls is not None:
+        raise ValueError(
+            "Without masked modelling nothing trains the token head: build Bert without token_head, or set mask_rate."
+        )
