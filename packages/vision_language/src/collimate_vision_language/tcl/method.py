@@ -10,11 +10,19 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 
+from collimate.distributed import LOCAL
 from collimate.encoders import Bert, Encoder, LinearProjection, projections_for
 from collimate.encoding import Encoding
 from collimate.losses import FeatureQueue, Leading, SharedLabels, Targets
+from collimate.losses.masked_tokens import (
+    MaskedTokens,
+    choose_tokens,
+    hide_tokens,
+    masked_token_losses,
+    mean_of_chosen,
+)
 from collimate.losses.matching import draw_negatives, matching_accuracy, matching_loss, negative_weights
 from collimate.processing import Processor, Tokenizer
 from collimate.training import Method, follow, momentum_copy
@@ -182,9 +190,9 @@ class TCL(Method):
             "accuracy/matching": accuracy,
         }
         if self.mask_rate:
-            count = embeddings["masked_count"].sum().clamp_min(1)
-            terms["mlm"] = embeddings["masked_loss"].sum() / count
-            self.statistics["accuracy/masked"] = embeddings["masked_right"].sum() / count
+            count = embeddings["masked_count"]
+            terms["mlm"] = mean_of_chosen(embeddings["masked_loss"], count, LOCAL)
+            self.statistics["accuracy/masked"] = mean_of_chosen(embeddings["masked_right"], count, LOCAL)
         return terms
 
     def _momentum_features(self, image: Encoding, text: Encoding) -> dict[str, Tensor]:
@@ -204,42 +212,34 @@ class TCL(Method):
         self, batch: dict[str, Any], mask: Bool[Tensor, "B L"], image: Encoding, taught: Encoding
     ) -> dict[str, Tensor]:
         """Of each sample, the sum of its masked tokens' losses, how many they are, and how many are told rightly."""
-        ids, labels = self._masked_text(batch, mask)
-        chosen = labels != UNSCORED
-        logits = self._token_logits(self.encoders["text"], ids, mask, image, chosen)
+        text = self._masked_text(batch, mask)
+        logits = self._token_logits(self.encoders["text"], text, mask, image)
         with torch.no_grad():
-            soft = self._token_logits(self.momentum_encoders["text"], ids, mask, taught, chosen).softmax(1)
-        alpha, labels = self.softness, labels[chosen]
-        hard = cross_entropy(logits, labels, reduction="none")
-        losses = (1 - alpha) * hard + alpha * cross_entropy(logits, soft, reduction="none")
-        row = chosen.nonzero()[:, 0]
-        none = losses.new_zeros(len(ids))
+            soft = self._token_logits(self.momentum_encoders["text"], text, mask, taught)
+        labels, row = text.labels[text.chosen], text.chosen.nonzero()[:, 0]
+        losses = masked_token_losses(logits, labels, soft, self.softness)
+        none = losses.new_zeros(len(mask))
         return {
             "masked_loss": none.index_add(0, row, losses),
-            "masked_count": chosen.sum(1),
-            "masked_right": none.index_add(0, row, (logits.argmax(1) == labels).to(losses.dtype)),
+            "masked_count": text.chosen.sum(1),
+            "masked_right": none.index_add(0, row, (logits.argmax(1) == labels).to(none.dtype)),
         }
 
-    def _masked_text(self, batch: dict[str, Any], mask: Bool[Tensor, "B L"]) -> tuple[Tensor, Tensor]:
-        """The ids with some masked, and what they were; as drawn here, or as the batch holds them."""
+    def _masked_text(self, batch: dict[str, Any], mask: Bool[Tensor, "B L"]) -> MaskedTokens:
+        """The texts with some tokens hidden, never [CLS]; as drawn here, or as the batch holds them."""
         if "masked_text" in batch:
-            return batch["masked_text"], batch["masked_labels"]
-        ids, tokenizer = batch["text"], self.processors["text"]
+            return MaskedTokens(batch["masked_text"], batch["masked_labels"])
         eligible = mask.clone()
         eligible[:, 0] = False
-        draw = torch.rand(3, *ids.shape, device=ids.device)
-        chosen = eligible & (draw[0] < self.mask_rate)
-        words = self.encoders["text"].embeddings.word_embeddings.num_embeddings
-        masked = torch.where(chosen & (draw[1] < 0.8), tokenizer.mask_id, ids)
-        masked = torch.where(chosen & (draw[1] >= 0.9), (draw[2] * words).long(), masked)
-        return masked, ids.masked_fill(~chosen, UNSCORED)
+        bert, tokenizer = self.encoders["text"], self.processors["text"]
+        assert isinstance(bert, Bert)
+        assert isinstance(tokenizer, Tokenizer)
+        chosen = choose_tokens(eligible, self.mask_rate)
+        return hide_tokens(batch["text"], chosen, tokenizer.mask_id, bert.embeddings.word_embeddings.num_embeddings)
 
-    def _token_logits(
-        self, bert: Any, ids: Tensor, mask: Tensor, image: Encoding, chosen: Bool[Tensor, "B L"]
-    ) -> Float[Tensor, "k V"]:
-        """What a BERT takes the chosen tokens for, having seen the picture."""
-        tokens = bert.fuse(bert(ids, mask), image).tokens
-        return bert.token_logits(tokens[chosen]).float()
+    def _token_logits(self, bert: Any, text: MaskedTokens, mask: Tensor, image: Encoding) -> Float[Tensor, "K V"]:
+        """What a BERT takes the hidden tokens for, having seen the picture."""
+        return bert.token_logits(bert.fuse(bert(text.ids, mask), image).tokens[text.chosen])
 
     def _ids(self, batch: dict[str, Any]) -> Int64[Tensor, " n"] | None:
         if not self.image_ids:
@@ -310,7 +310,7 @@ class TCL(Method):
         Args:
             checkpoint: a file, or a state dict.
             image_processor: CLIP's mean, squashed to the picture's size, if None.
-            tokenizer: `bert-base-uncased`'s, of 25 tokens, if None; downloaded unless cached.
+            tokenizer: `bert-base-uncased`'s, of 25 tokens of cleaned captions, if None; downloaded unless cached.
             image_size: the side of pictures in pixels, to which positions are interpolated; the weights' own if None.
             image_heads, text_heads: attention heads; one for each 64 of a tower's width if None.
             dropout: of the BERT, in training.
@@ -329,7 +329,6 @@ class TCL(Method):
 
 
 FUSED = ("image_tokens", "text_tokens", "text_mask")
-UNSCORED = -100  # the label of a token that is not to be told, as torch's cross-entropy ignores it
 
 
 def with_class_token(encoding: Encoding) -> Encoding:

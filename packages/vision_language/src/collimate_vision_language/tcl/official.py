@@ -65,7 +65,7 @@ def read_official(
             "image_encoder": image,
             "text_encoder": _bert(weights, text_heads, dropout, masked, image.width),
             "image_processor": image_processor or ImageProcessor(size, resize="squash"),
-            "tokenizer": tokenizer or HuggingFaceTokenizer("bert-base-uncased", context_length=25),
+            "tokenizer": tokenizer or HuggingFaceTokenizer("bert-base-uncased", 25, "caption"),
             "embed_dim": len(weights["projections.image.linear.weight"]),
             "queue_size": len(weights["queue.image_features"]),
             **({} if masked else {"mask_rate": 0.0}),
