@@ -117,7 +117,6 @@ def test_alpro(golden):
         "mlm_logits": logits,
         "mlm_loss": losses.mean(),
     }
+    tolerance = golden_set.config["tolerance"]["outputs"]["atol"]
     for name, value in actual.items():
-        torch.testing.assert_close(
-            value, expected[name], rtol=0, atol=golden_set.config["tolerance"]["outputs"]["atol"]
-        )
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=tolerance)

@@ -8,6 +8,7 @@ import torch
 import collimate
 from collimate.configurable import build
 from collimate.encoders import (
+    Bert,
     Encoder,
     HuggingFaceTextEncoder,
     OpenClipImageEncoder,
@@ -51,6 +52,7 @@ ENCODERS = {
     "open_clip text, end": lambda: OpenClipTextEncoder(
         width=32, heads=2, layers=1, vocab_size=99, context_length=9, pool_type="eos", eos_id=7
     ),
+    "BERT": lambda: Bert(vocab_size=100, context_length=12, width=32, layers=2, heads=2, hidden=64),
     "Hugging Face": lambda: HuggingFaceTextEncoder(BERT),
 }
 
