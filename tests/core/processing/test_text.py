@@ -11,6 +11,7 @@ from open_clip.tokenizer import SimpleTokenizer
 
 from collimate.configurable import build
 from collimate.processing import ClipTokenizer, HuggingFaceTokenizer
+from collimate.processing.text import clean_caption
 
 REFERENCE = SimpleTokenizer()
 
@@ -92,6 +93,35 @@ def test_hugging_face_folder(sentence_folder, tmp_path):
 def test_cleaning_before_the_tokenizer(sentence_folder):
     plain, cleaned = (HuggingFaceTokenizer(sentence_folder, 8, clean) for clean in (None, "canonicalize"))
     assert torch.equal(cleaned("Hello,   World!"), plain("hello world"))
+
+
+def test_captions_are_cleaned_as_albef_reads_them(sentence_folder):
+    raw = '  A  <PERSON>\'s well-known dog,\n running and/or jumping (in #rain); "really"~: yes! No? * end.'
+    clean = "a persons well known dog running and or jumping in rain really yes no end"
+    assert clean_caption(raw) == clean
+    assert clean_caption("Word, " * 40) == " ".join(["word"] * 30)
+    assert clean_caption("") == clean_caption(" ?! ") == ""
+    plain, cleaning = (HuggingFaceTokenizer(sentence_folder, 25, clean) for clean in (None, "caption"))
+    assert torch.equal(cleaning(raw), plain(clean))
+    assert torch.equal(build(cleaning.config())(raw), cleaning(raw))
+
+
+def test_masks_starts_and_pieces_that_go_on(sentence_folder):
+    tokenizer = HuggingFaceTokenizer(sentence_folder, 12)
+    batch = tokenizer.batch(["a contrastively trained dog", "dogs"])
+    pieces = [tokenizer._tokenizer.convert_ids_to_tokens(row) for row in batch.tolist()]
+    assert tokenizer.continues(batch).tolist() == [[piece.startswith("##") for piece in row] for row in pieces]
+    assert tokenizer.continues(batch)[0].any()
+    assert not tokenizer.continues(batch)[1].any()
+    assert (batch[:, 0] == tokenizer.start_id).all()
+    assert tokenizer._tokenizer.convert_ids_to_tokens(tokenizer.mask_id) == "[MASK]"
+
+
+def test_clips_vocabulary_has_no_mask_token_of_its_own():
+    tokenizer = ClipTokenizer()
+    assert tokenizer.mask_id == tokenizer.vocab_size == 49408
+    with pytest.raises(NotImplementedError, match="ClipTokenizer does not tell"):
+        tokenizer.continues(tokenizer.batch(["a dog"]))
 
 
 def test_a_missing_folder_is_named(tmp_path):
