@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from collimate.cli import main
-from collimate.data import OneCaption, ShardSource, captioning, commands
+from collimate.data import OneCaption, ShardSource, captioning, commands, rewriting
 from collimate.data.captions import captions_of
 
 transformers = pytest.importorskip("transformers")
@@ -187,7 +187,7 @@ def test_damaged_pictures_are_copied_without_a_caption(shards, tmp_path, jpeg, e
     assert len(after) == 8
     assert after.read(2)["txt"] == b"caption 2"
     printed = capsys.readouterr().out
-    assert "5 captions for 8 samples in 2 shards" in printed
+    assert "5 of 8 samples have a caption more, in 2 shards" in printed
     for reason in ("empty file", "truncated file", "not an image"):
         assert f"Without caption: 1 x {reason}." in printed
 
@@ -218,7 +218,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(shards, tmp_path, e
             raise KeyboardInterrupt
         return write(path, *rest)
 
-    monkeypatch.setattr(captioning, "write_shard", dies)
+    monkeypatch.setattr(rewriting, "write_shard", dies)
     with pytest.raises(KeyboardInterrupt):
         captioning.caption(spec, f"{tmp_path}/again", "echo")
     captioning.caption(spec, f"{tmp_path}/again", "echo")

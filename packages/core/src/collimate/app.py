@@ -37,6 +37,7 @@ DATA_VERBS: Mapping[str, Verb] = {
     "inspect": Verb("collimate.data.commands:inspect", "show counts, keys, caption lengths and a few samples"),
     "verify": Verb("collimate.data.commands:verify", "decode everything and list what is damaged, with reasons"),
     "caption": Verb("collimate.data.captioning:caption", "add synthetic captions to shards, by an image-to-text model"),
+    "regions": Verb("collimate.data.labelling:regions", "add boxes of what captions name, by a detector"),
     "balance": Verb("collimate.data.commands:balance", "show what each rank and worker will read"),
 }
 

@@ -17,6 +17,7 @@ OPTIONAL = {
     "transformers": ("text models and checkpoints of Hugging Face", "collimate[huggingface]"),
     "datasets": ("Hugging Face datasets as a source", "collimate[huggingface]"),
     "peft": ("LoRA", "collimate[lora]"),
+    "nltk": ("noun phrases of captions", "collimate[phrases]"),
     "onnxruntime": ("export to ONNX, checked by running it", "collimate[onnx]"),
     "wandb": ("logging to Weights & Biases", "collimate[wandb]"),
 }

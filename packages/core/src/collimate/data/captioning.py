@@ -7,29 +7,17 @@ They are added to each sample's `captions.json` as `{"text": ..., "kind": "synth
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 
-from collimate.data.commands import (
-    MANIFEST,
-    console,
-    progress_bar,
-    readable,
-    resumed,
-    write_class_names,
-    write_shard,
-)
-from collimate.data.decoding import IMAGES, naming, value_of
-from collimate.data.files import write_atomically
-from collimate.data.shards import ShardSource
+from collimate.data.rewriting import Change, Precision, device_named, listed_in, picture_of, rewrite
 from collimate.data.source import CorruptSample, Sample
 
-Precision = Literal["float32", "bfloat16", "float16"]
 QUESTION = "Describe the image in one sentence."  # ours, for models that must be asked something
 
 
@@ -72,13 +60,7 @@ def caption(
         ValueError: two shards have one name, or the folder holds shards made otherwise.
         OSError: there is no such model.
     """
-    source, folder = ShardSource(shards), Path(output)
-    names = [Path(url).name for url in source.urls]
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(f"Several shards are called {twice[0]}, but each is written under its own name.")
     plan = {
-        "input": shards,
-        "samples": len(source),
         "model": model,
         "prompt": prompt,
         "kind": kind,
@@ -88,32 +70,16 @@ def caption(
         "seed": seed,
         "precision": precision,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {"without_caption": {}, **resumed(folder, plan)}
-    finished = {each["file"]: each["taken"] for each in state["shards"]}
-    write_class_names(source, folder)
-    ends = source.counts.cumsum().tolist()
-    captioner = None
-    with progress_bar() as progress:
-        task = progress.add_task("Writing captions", total=len(source), completed=sum(finished.values()))
-        for number, (name, count, end) in enumerate(zip(names, source.counts.tolist(), ends, strict=True)):
-            if name in finished or not count:
-                continue
-            captioner = captioner or Captioner(model, prompt, max_tokens, beams, temperature, device, precision)
-            captioner.seed(seed + number)  # anew for each shard: an interrupted run draws what the whole one would
-            without: Counter[str] = Counter()
-            samples = _captioned(source, range(end - count, end), captioner, batch_size, kind, without)
-            entry = write_shard(folder / name, samples, math.inf, state["corrupt"], lambda: progress.advance(task))
-            state["without_caption"] = dict(without + Counter(state["without_caption"]))
-            state["shards"].append(entry)
-            write_atomically(folder / MANIFEST, json.dumps({**plan, **state}, indent=1).encode())
-    written = sum(each["samples"] for each in state["shards"])
-    captions = written - sum(state["without_caption"].values())
-    console.print(f"{captions} captions for {written} samples in {len(state['shards'])} shards in {folder}/.")
-    for reason, count in sorted(state["without_caption"].items()):
-        console.print(f"Without caption: {count} x {reason}.")
-    for reason, count in sorted(state["corrupt"].items()):
-        console.print(f"Left out: {count} x {reason}.")
+
+    @cache
+    def captioner() -> Captioner:
+        return Captioner(model, prompt, max_tokens, beams, temperature, device, precision)
+
+    def begin(shard: int) -> Change:
+        captioner().seed(seed + shard)  # anew for each shard: an interrupted run draws what the whole one would
+        return lambda samples, without: _add_captions(samples, captioner(), kind, without)
+
+    rewrite(shards, output, plan, "caption", batch_size, begin)
 
 
 class Captioner:
@@ -144,7 +110,7 @@ class Captioner:
 
         local = Path(model).is_dir()
         self.name = Path(model).resolve().name if local else model
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.device = device_named(device)
         self.dtype = getattr(torch, precision)
         network: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=self.dtype, local_files_only=local)
         self.network = network.to(self.device).eval()
@@ -198,41 +164,18 @@ def _plain(tokenizer: Any, text: str) -> str:
     return " ".join(tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True).split())
 
 
-def _captioned(
-    source: ShardSource,
-    places: Sequence[int],
-    captioner: Captioner,
-    batch_size: int,
-    kind: str,
-    without: Counter[str],
-) -> Iterator[Sample | CorruptSample]:
-    """The samples at these places, in order, with a caption where they have a picture to describe."""
-    for first in range(0, len(places), batch_size):
-        samples = list(readable(source, places[first : first + batch_size]))
-        found: list[tuple[Sample, list[Any], Image.Image]] = []
-        for sample in samples:
-            if isinstance(sample, CorruptSample):
-                continue
-            try:
-                found.append((sample, _captions(sample), _picture(sample)))
-            except CorruptSample as error:
-                without[error.reason] += 1
-        texts = captioner([picture for *_, picture in found]) if found else []
-        for (sample, captions, _), text in zip(found, texts, strict=True):
-            if not text:
-                without["the model said nothing"] += 1
-                continue
-            captions = [*captions, {"text": text, "kind": kind, "model": captioner.name}]
-            sample["captions.json"] = json.dumps(captions, ensure_ascii=False).encode()
-        yield from samples
-
-
-def _captions(sample: Sample) -> list[Any]:
-    """The captions of a sample's `captions.json`, as they are."""
-    found = value_of(sample, ("captions.json",)) if "captions.json" in sample else []
-    return found if isinstance(found, list) else [found]
-
-
-def _picture(sample: Sample) -> Image.Image:
-    with naming(sample, "image"):
-        return value_of(sample, IMAGES).convert("RGB")
+def _add_captions(samples: Sequence[Sample], captioner: Captioner, kind: str, without: Counter[str]) -> None:
+    """Add a caption to each sample that has a picture to describe."""
+    found: list[tuple[Sample, list[Any], Image.Image]] = []
+    for sample in samples:
+        try:
+            found.append((sample, listed_in(sample, "captions.json"), picture_of(sample)))
+        except CorruptSample as error:
+            without[error.reason] += 1
+    texts = captioner([picture for *_, picture in found]) if found else []
+    for (sample, captions, _), text in zip(found, texts, strict=True):
+        if not text:
+            without["the model said nothing"] += 1
+            continue
+        captions = [*captions, {"text": text, "kind": kind, "model": captioner.name}]
+        sample["captions.json"] = json.dumps(captions, ensure_ascii=False).encode()
