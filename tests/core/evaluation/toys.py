@@ -56,6 +56,20 @@ class TokenMethod(ColourMethod):
         return torch.einsum("qad,kbd->qkab", query.tokens, key.tokens)[:, :, 0].amax(2)
 
 
+class RerankMethod(ColourMethod):
+    """Ranks by a cosine, and ranks again by the distance of colours, which its tokens hold."""
+
+    def forward(self, modality, inputs, mask=None):
+        encoding = super().forward(modality, inputs, mask)
+        # The second token of a text that is not red is padding: it must not be read.
+        tokens = torch.stack([inputs, torch.full_like(inputs, 7.0)], 1)
+        real = torch.stack([torch.ones(len(inputs), dtype=torch.bool), inputs[:, 0] > 0.5], 1)
+        return encoding.replace(tokens=tokens, mask=real if modality == "text" else None)
+
+    def rerank(self, image, text):
+        return -(image.tokens[:, 0] - text.tokens[:, 0]).norm(dim=1) + 0.01 * text.token_mask.sum(1)
+
+
 class WordIds(Processor):
     """A text to one id a word: a colour's place in `COLOURS`, or that of any other word; padded with -1."""
 

@@ -85,6 +85,20 @@ class EmbeddingIndex:
             number += 1
         return Encoding.cat(parts) if parts else self._files[0].rows(0, 0)
 
+    def take(self, places: Int64[Tensor, " n"]) -> Encoding:
+        """Any samples, by their places in the index, in any order; otherwise as `rows`."""
+        numbers = torch.searchsorted(torch.tensor(self._firsts[1:]), places, right=True)
+        parts, order = [], []
+        for number in numbers.unique().tolist():
+            here = (numbers == number).nonzero().flatten()
+            parts.append(self._files[number].take(places[here] - self._firsts[number]))
+            order.append(here)
+        return rows_of(Encoding.cat(parts), torch.cat(order).argsort()) if parts else self._files[0].rows(0, 0)
+
+    def vectors(self) -> Float[Tensor, "N D"]:
+        """All samples' vectors, without their tokens."""
+        return torch.cat([file.vectors() for file in self._files])
+
     def keys(self) -> list[str]:
         """The samples' names."""
         return self.beside("keys")
@@ -143,7 +157,7 @@ def scorer(method: Method, queries: Rows, keys: Rows, done: Callable[[int], obje
         done: called with the number of pairs that were scored, as they are.
     """
     if is_cosine(method):
-        left, right = (normalize(_rows(side, slice(0, None)).pooled, dim=-1) for side in (queries, keys))
+        left, right = (normalize(_vectors(side), dim=-1) for side in (queries, keys))
 
         def cosine(rows: slice, columns: slice) -> Tensor:
             found = left[rows] @ right[columns].T
@@ -152,7 +166,7 @@ def scorer(method: Method, queries: Rows, keys: Rows, done: Callable[[int], obje
 
         return cosine
 
-    pairs = max(1, TOKEN_SCORES // (_longest(queries) * _longest(keys)))
+    pairs = max(1, TOKEN_SCORES // (longest(queries) * longest(keys)))
 
     @torch.inference_mode()
     def scores(rows: slice, columns: slice) -> Tensor:
@@ -168,6 +182,22 @@ def scorer(method: Method, queries: Rows, keys: Rows, done: Callable[[int], obje
         return found
 
     return scores
+
+
+def take(side: Rows, places: Int64[Tensor, " n"]) -> Encoding:
+    """Any samples, by their places, in any order."""
+    return side.take(places) if isinstance(side, EmbeddingIndex) else rows_of(side, places)
+
+
+def longest(side: Rows) -> int:
+    """The largest number of tokens of a sample; 1 without tokens."""
+    if isinstance(side, EmbeddingIndex):
+        return max(1, side.longest)
+    return 1 if side.tokens is None else max(1, side.tokens.shape[1])
+
+
+def has_tokens(side: Rows) -> bool:
+    return side.longest > 0 if isinstance(side, EmbeddingIndex) else side.tokens is not None
 
 
 class _File:
@@ -202,15 +232,30 @@ class _File:
         tokens[real] = flat
         return Encoding(pooled, tokens, real)
 
+    def take(self, rows: Int64[Tensor, " n"]) -> Encoding:
+        """Any rows. The file is mapped into memory, and only what is asked for is read."""
+        pooled = self._file.get_tensor(self.modality)[rows].float()
+        if self._offsets is None:
+            return Encoding(pooled)
+        first, lengths = self._offsets[rows], self._offsets[rows + 1] - self._offsets[rows]
+        steps = torch.arange(int(lengths.max()))
+        real: Bool[Tensor, "n L"] = steps < lengths[:, None]
+        flat = self._file.get_tensor(f"{self.modality}.tokens")
+        tokens = flat[(first[:, None] + steps).where(real, first[:, None].clamp_max(len(flat) - 1))].float()
+        if real.all():
+            return Encoding(pooled, tokens, None, self.grid if len(steps) else None)
+        return Encoding(pooled, tokens.masked_fill(~real[..., None], 0), real)
+
+    def vectors(self) -> Float[Tensor, "n D"]:
+        return self._file.get_tensor(self.modality).float()
+
 
 def _rows(side: Rows, rows: slice) -> Encoding:
     return side.rows(rows) if isinstance(side, EmbeddingIndex) else rows_of(side, rows)
 
 
-def _longest(side: Rows) -> int:
-    if isinstance(side, EmbeddingIndex):
-        return max(1, side.longest)
-    return 1 if side.tokens is None else max(1, side.tokens.shape[1])
+def _vectors(side: Rows) -> Float[Tensor, "N D"]:
+    return side.vectors() if isinstance(side, EmbeddingIndex) else side.pooled
 
 
 def _steps(size: int, most: int) -> list[slice]:

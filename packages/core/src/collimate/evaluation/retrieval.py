@@ -1,9 +1,9 @@
 """Retrieval in both directions, with any number of captions for each sample.
 
-Where a method's score needs tokens, these go through files (`collimate.evaluation.index`), so that a set of any size is
-ranked in bounded memory; the ranks share the work.
+Where a method's score needs tokens, or re-ranking does, these go through files (`collimate.evaluation.index`), so that
+a set of any size is ranked in bounded memory; the ranks share the work.
 
-Shape legend: N samples, T texts, Q queries, K keys.
+Shape legend: N samples, T texts, Q queries, K keys, k candidates for re-ranking.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int64
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from collimate import distributed
 from collimate.data import Sample, Source
-from collimate.evaluation.bootstrap import confidence_intervals, evaluate
+from collimate.evaluation.bootstrap import Statistic, confidence_intervals, evaluate
 from collimate.evaluation.embedding import Part, write_embeddings
 from collimate.evaluation.features import (
     Features,
@@ -37,6 +37,7 @@ from collimate.evaluation.features import (
 from collimate.evaluation.index import EmbeddingIndex, Rows, scorer
 from collimate.evaluation.metrics import RECALLS, check_owners, ranks, retrieval_statistic
 from collimate.evaluation.report import Report
+from collimate.evaluation.reranking import check_reranker, pair_scores, reranked
 from collimate.evaluation.result import Result
 from collimate.training import Method
 
@@ -58,6 +59,7 @@ def evaluate_retrieval(
     resamples: int = 1000,
     index: str | Path | None = None,
     identity: Mapping[str, Any] | None = None,
+    rerank: int | None = None,
 ) -> RetrievalResult:
     """Find samples by their captions, and captions by their samples.
 
@@ -77,20 +79,37 @@ def evaluate_retrieval(
         index: a folder in which the tokens are kept, for methods whose score needs them; the same evaluation goes on
             from what is there. A temporary folder unless given. All ranks must see it.
         identity: what else must be the same for a kept index to be used; see `write_embeddings`.
+        rerank: rank so many of each query's best anew by `method.rerank`, all if there are fewer, and report both; see
+            `collimate.evaluation.reranking`.
+
+    Raises:
+        ValueError: the method cannot re-rank.
     """
+    if rerank is not None:
+        check_reranker(method, rerank)
     modality = modality or other_modality(method)
+    tokens = rerank is not None or not is_cosine(method)
     with _encoded(
         method, data, modality, text_prefix, max_captions, batch_size, num_workers, device, precision, limit, index,
-        identity,
+        identity, tokens,
     ) as (features, samples, texts):  # fmt: skip
         captions = [own[:max_captions] for own in features.extras["captions"]]
         owner = torch.arange(len(captions)).repeat_interleave(torch.tensor([len(own) for own in captions]))
         check_owners(len(captions), owner)
         everyone = torch.arange(len(captions))
-        sample_ranks = _ranks(method, texts, samples, owner, everyone, f"Ranking {modality}s")
-        text_ranks = _ranks(method, samples, texts, everyone, owner, "Ranking texts")
+        to_samples = _ranks(method, texts, samples, owner, everyone, f"Ranking {modality}s", rerank or 0)
+        to_texts = _ranks(method, samples, texts, everyone, owner, "Ranking texts", rerank or 0)
+        found = [Found(to_samples.ranks, to_texts.ranks)]
+        if rerank is not None:
+            scores = pair_scores(method, samples, texts, to_texts.leading, to_samples.leading, precision)
+            found.append(
+                Found(
+                    reranked(to_samples.ranks, to_samples.leading, scores[1], owner, everyone),
+                    reranked(to_texts.ranks, to_texts.leading, scores[0], everyone, owner),
+                )
+            )
     flat = [caption for own in captions for caption in own]
-    statistic = retrieval_statistic(sample_ranks, text_ranks, owner, recalls, (modality, "text"))
+    statistic = _statistic(found, owner, recalls, modality)
     metrics = evaluate(statistic, len(captions))
     intervals = confidence_intervals(statistic, len(captions), resamples=resamples)
     protocol = {
@@ -98,11 +117,19 @@ def evaluate_retrieval(
         "texts": f"{len(flat)}, {'all captions' if max_captions is None else f'at most {max_captions} a sample'}",
         "text prefix": text_prefix or "none",
         "score": "cosine" if is_cosine(method) else f"{type(method).__name__}.similarity",
+        **({} if rerank is None else {"re-ranking": f"the {rerank} best, by {type(method).__name__}.rerank"}),
         "intervals": f"95 %, {resamples} bootstrap resamples of samples with their captions",
     }
     return RetrievalResult(
-        "Retrieval", metrics, intervals, protocol, sample_ranks, text_ranks, owner, flat, features, modality
+        "Retrieval", metrics, intervals, protocol, *found[-1], owner, flat, features, modality, found[:-1]
     )
+
+
+class Found(NamedTuple):
+    """The rank, from 0, of each text's sample (T,) and of each sample's best text (N,)."""
+
+    sample_ranks: Int64[Tensor, " T"]
+    text_ranks: Int64[Tensor, " N"]
 
 
 @contextmanager
@@ -119,18 +146,19 @@ def _encoded(
     limit: int | None,
     index: str | Path | None,
     identity: Mapping[str, Any] | None,
+    tokens: bool,
 ) -> Iterator[tuple[Features, Rows, Rows]]:
     """What the samples are, their encodings, and those of their captions one after the other."""
 
     def texts_of(features: Features) -> list[str]:
         return [text_prefix + caption for own in features.extras["captions"] for caption in own[:max_captions]]
 
-    if is_cosine(method) or isinstance(data, Features):
+    if not tokens or isinstance(data, Features):
         if not isinstance(data, Features):
             data = extract(
                 method, data, [modality], ["captions"], False, batch_size, num_workers, device, precision, limit
             )
-        texts = encode_all(method, "text", texts_of(data), not is_cosine(method), device=device, precision=precision)
+        texts = encode_all(method, "text", texts_of(data), tokens, device=device, precision=precision)
         yield data, data.encodings[modality], texts
         return
     size = len(data) if limit is None else min(limit, len(data))
@@ -155,26 +183,47 @@ def _encoded(
         yield features, samples, EmbeddingIndex(folder / "text")
 
 
+class _Ranks(NamedTuple):
+    """The rank, from 0, of each query's best right key, and its k best keys of all, the best one first."""
+
+    ranks: Int64[Tensor, " Q"]
+    leading: Int64[Tensor, "Q k"]
+
+
 def _ranks(
-    method: Method, queries: Rows, keys: Rows, query_groups: Tensor, key_groups: Tensor, text: str
-) -> Int64[Tensor, " Q"]:
-    """`metrics.ranks`, the blocks of queries shared out over the ranks."""
+    method: Method, queries: Rows, keys: Rows, query_groups: Tensor, key_groups: Tensor, text: str, leading: int = 0
+) -> _Ranks:
+    """`metrics.ranks`, the blocks of queries shared out over the ranks; and as many leading keys of each query."""
     block = max(1, SCORES // max(len(key_groups), 1))
     firsts = range(0, len(query_groups), block)[distributed.rank() :: distributed.world_size()]
     found, places = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dtype=torch.int64)]
+    best = [torch.empty(0, min(leading, len(key_groups)), dtype=torch.int64)]
     pairs = sum(min(block, len(query_groups) - first) for first in firsts) * len(key_groups)
     with progress_of(pairs, text) as done:
         score = scorer(method, queries, keys, done)
         for first in firsts:
             own = query_groups[first : first + block]
-
-            def shifted(rows: slice, columns: slice, first: int = first) -> Tensor:
-                return score(slice(rows.start + first, rows.stop + first), columns)
-
-            found.append(ranks(shifted, own, key_groups))
+            scores = score(slice(first, first + len(own)), slice(0, len(key_groups)))
+            found.append(ranks(lambda rows, columns, scores=scores: scores[rows, columns], own, key_groups))
             places.append(torch.arange(first, first + len(own)))
+            if leading:  # of equal ones the first, as for the ranks
+                best.append(scores.sort(dim=1, descending=True, stable=True).indices[:, :leading])
     mine, positions = torch.cat(found).to(method.device), torch.cat(places).to(method.device)
-    return distributed.gather_ordered(mine, positions).cpu()
+    gathered = distributed.gather_ordered(mine, positions).cpu()
+    if not leading:
+        return _Ranks(gathered, torch.empty(len(gathered), 0, dtype=torch.int64))
+    return _Ranks(gathered, distributed.gather_ordered(torch.cat(best).to(method.device), positions).cpu())
+
+
+def _statistic(found: Sequence[Found], owner: Tensor, recalls: Sequence[int], modality: str) -> Statistic:
+    """The metrics of the first ranks and, with `reranked_` in front, those of further ones."""
+    statistics = [retrieval_statistic(*each, owner, recalls, (modality, "text")) for each in found]
+
+    def statistic(weights: Tensor) -> dict[str, Tensor]:
+        first, *further = (each(weights) for each in statistics)
+        return {**first, **{f"reranked_{name}": value for each in further for name, value in each.items()}}
+
+    return statistic
 
 
 @contextmanager
@@ -209,7 +258,10 @@ class _Texts(Source):
 
 @dataclass
 class RetrievalResult(Result):
-    """The rank, from 0, of each text's sample (T,) and of each sample's best text (N,), beside the numbers."""
+    """The rank, from 0, of each text's sample (T,) and of each sample's best text (N,), beside the numbers.
+
+    Where there was re-ranking these are the ranks after it, and `before` holds those of the fast score.
+    """
 
     sample_ranks: Tensor
     text_ranks: Tensor
@@ -217,13 +269,19 @@ class RetrievalResult(Result):
     captions: list[str]
     features: Features
     modality: str = "image"
+    before: Sequence[Found] = ()
 
     def add_to(self, report: Report) -> None:
         from collimate.evaluation import figures
 
         super().add_to(report)
-        curves = {f"find the {self.modality}": self.sample_ranks, "find the text": self.text_ranks}
-        sizes = {f"find the {self.modality}": len(self.text_ranks), "find the text": len(self.sample_ranks)}
+        curves, sizes = {}, {}
+        for how, found in (*((", fast score", each) for each in self.before), ("", self)):
+            curves |= {f"find the {self.modality}{how}": found.sample_ranks, f"find the text{how}": found.text_ranks}
+            sizes |= {
+                f"find the {self.modality}{how}": len(found.text_ranks),
+                f"find the text{how}": len(found.sample_ranks),
+            }
         caption = "Share of queries whose right answer is among the k best; dashed: chance, with one right answer."
         report.add_figure(figures.recall_curves(curves, sizes), caption)
         report.add_examples(*self.examples())
