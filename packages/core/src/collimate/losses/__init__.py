@@ -11,6 +11,7 @@ from collimate.losses.filip import filip_loss
 from collimate.losses.late_interaction import Selected, late_interaction, select_tokens
 from collimate.losses.local_to_global import local_to_global_loss
 from collimate.losses.queue import FeatureQueue
+from collimate.losses.regions import box_loss, region_text_loss
 from collimate.losses.scores import symmetric_info_nce_of_scores
 from collimate.losses.siglip import siglip_loss
 from collimate.losses.sigmoid import sigmoid_contrast
@@ -36,6 +37,7 @@ __all__ = [
     "SymmetricLosses",
     "Targets",
     "Weights",
+    "box_loss",
     "clip_loss",
     "cwcl_loss",
     "filip_loss",
@@ -43,6 +45,7 @@ __all__ = [
     "info_nce_losses",
     "late_interaction",
     "local_to_global_loss",
+    "region_text_loss",
     "select_tokens",
     "siglip_loss",
     "sigmoid_contrast",
