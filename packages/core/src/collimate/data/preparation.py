@@ -119,16 +119,16 @@ class Preparation:
             pixels, boxes = self.process_with_boxes(picture, [clipped(region.box, *size) for region in regions])
         height, width = pixels.shape[-2:]
         seen = [
-            (box, region.phrase)
+            (box, (region.phrase, *region.more))
             for box, region in zip((clipped(box, width, height) for box in boxes), regions, strict=True)
             if is_seen(box)
         ]
         rows = choice(seen)
-        filled = rows + [((0.0, 0.0, width, height), "")] * (choice.max_regions - len(rows))
+        filled = rows + [((0.0, 0.0, width, height), ("",))] * (choice.max_regions - len(rows))
         return {
             "image": pixels,
             "regions": torch.tensor([box for box, _ in filled]) / torch.tensor([width, height] * 2),
-            "region_text": torch.stack([self.process("text", phrase) for _, phrase in filled]),
+            "region_text": torch.stack([self.process("text", random.choice(words)) for _, words in filled]),
             "region_given": torch.arange(choice.max_regions) < len(rows),
             "regions_dropped": torch.tensor(len(regions) - len(seen)),
         }

@@ -5,7 +5,8 @@ stored:
 
 - `{"box": [x0, y0, x1, y1], "phrase": "a small red circle", "name": "red circle"}`: two corners, the far edges not
   included; the words for it; and, if it has one, the class;
-- `{"bbox": [x, y, width, height], "category": "bear", "phrases": []}`, as COCO writes it.
+- `{"bbox": [x, y, width, height], "category": "bear", "phrases": ["a bear", "the one on the left"]}`, as COCO writes a
+  box. Of several phrases evaluation takes the first and training draws one.
 
 With `"normalised": true` the numbers are shares of the picture's width and height instead. A table has the field in a
 column `regions` or `boxes`. A method that reads regions says so in `Method.regions`; a recipe's `data.regions` replaces
@@ -41,11 +42,13 @@ class Region:
         box: x0, y0, x1, y1 in pixels, the far edges not included.
         phrase: the words for what is in it.
         name: its class, or None.
+        more: further words for the same. Training draws among all of them.
     """
 
     box: Box
     phrase: str
     name: str | None = None
+    more: tuple[str, ...] = ()
 
 
 def regions_of(value: Any, size: tuple[int, int] | None = None) -> list[Region]:
@@ -119,8 +122,9 @@ def _region(which: str, each: Any, size: tuple[int, int] | None) -> Region:
             f"{which}: expected a box and a phrase or a name, or COCO's bbox and category; got {str(each)[:80]}",
         )
     name = each.get("name", each.get("category"))
-    phrase = each.get("phrase") or next(iter(each.get("phrases") or ()), name)
-    if phrase is None or not str(phrase).strip():
+    name = None if name is None else str(name)
+    phrases = [each["phrase"]] if each.get("phrase") else list(each.get("phrases") or [name])
+    if not all(isinstance(phrase, str) and phrase.strip() for phrase in phrases):
         raise Undecodable(
             "region without phrase",
             f"{which}: a region has a phrase, or a name or category to stand for it; got {str(each)[:80]}",
@@ -132,7 +136,8 @@ def _region(which: str, each: Any, size: tuple[int, int] | None) -> Region:
         _check_units(which, box, size)
     if size is not None:
         _check_place(which, box, size)
-    return Region(box, check_text(str(phrase)), None if name is None else str(name))
+    first, *more = (check_text(str(phrase)) for phrase in phrases)
+    return Region(box, first, name, tuple(more))
 
 
 def _corners(which: str, each: Mapping[str, Any]) -> Box:
