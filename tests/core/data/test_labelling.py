@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from collimate.cli import main
-from collimate.data import ShardSource, labelling, regions_of, rewriting
+from collimate.data import ShardSource, labelling, open_source, regions_of, rewriting
 from collimate.processing import ClipTokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -240,10 +240,84 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(shards, tmp_path, c
         run(tmp_path, "again", threshold=0.3)
 
 
+@pytest.fixture
+def table(tmp_path, jpeg):
+    """A table of five pictures, of which one is missing."""
+    rows = []
+    for number, text in enumerate(["a red barn", "two dogs", "it is", "a cat", "a cow"]):
+        if number != 3:
+            (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
+        rows.append({"file": f"{number}.jpg", "caption": text, "licence": number})
+    rows[4]["boxes"] = [{"box": [1, 1, 5, 5], "phrase": "a fence"}]
+    rows[0]["boxes"] = None
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "in.jsonl"
+
+
+def label(table, output, **options):
+    labelling.regions(str(table), str(output), "corner", tagger="textblob", **{"batch_size": 2, **options})
+
+
+def test_a_table_becomes_another_table(table, tmp_path, corner, capsys):
+    label(table, tmp_path / "deep" / "out.jsonl")
+    before, after = open_source(table), open_source(tmp_path / "deep" / "out.jsonl")
+    assert len(after) == 5
+    phrases = [[each["phrase"] for each in after.row(place)["boxes"] or []] for place in range(5)]
+    assert phrases == [["a red barn"], ["dogs"], [], [], ["a fence", "a cow"]]
+    for place in range(5):
+        old, new = before.row(place), after.row(place)
+        assert (new["caption"], new["licence"]) == (old["caption"], old["licence"])
+    assert after.read(0)["jpg"] == before.read(0)["jpg"], "files are named relative to the new table"
+    assert regions_of(after.read(4)["regions.json"], (40, 30))[1].phrase == "a cow"
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "3 of 5 samples have a region more" in printed
+    for reason in ("missing file", "no noun phrase"):
+        assert f"Without region: 1 x {reason}" in printed
+    assert not list(tmp_path.glob("deep/.*"))
+
+
+def test_an_interrupted_table_goes_on_and_is_the_same(table, tmp_path, corner, monkeypatch):
+    label(table, tmp_path / "whole.jsonl")
+    look = Corner.__call__
+
+    def dies(self, pictures, phrases):
+        if Corner.calls == 3:
+            Corner.calls += 1
+            raise KeyboardInterrupt
+        return look(self, pictures, phrases)
+
+    monkeypatch.setattr(Corner, "calls", 2)
+    monkeypatch.setattr(Corner, "__call__", dies)
+    with pytest.raises(KeyboardInterrupt):
+        label(table, tmp_path / "again.jsonl")
+    assert not (tmp_path / "again.jsonl").exists()
+    with pytest.raises(ValueError, match=r"begun otherwise: threshold was 0.1, now it is 0.2"):
+        label(table, tmp_path / "again.jsonl", threshold=0.2)
+    with open(tmp_path / ".again.jsonl.partial", "ab") as file:
+        file.write(b"half a row")
+    label(table, tmp_path / "again.jsonl")
+    assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="is there already"):
+        label(table, tmp_path / "again.jsonl")
+
+
+def test_no_table_is_made_of_shards(shards, tmp_path, corner):
+    shards(1)
+    with pytest.raises(ValueError, match="name a folder for new shards"):
+        label(tmp_path / "shards", tmp_path / "out.jsonl")
+
+
+def test_no_other_column_is_written_over(tmp_path, jpeg):
+    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    (tmp_path / "in.jsonl").write_text(json.dumps({"file": "0.jpg", "captions": "one text"}) + "\n")
+    with pytest.raises(ValueError, match=r"'captions' of .* holds something else than a sample's captions.json"):
+        rewriting.rewrite(f"{tmp_path}/in.jsonl", f"{tmp_path}/o.jsonl", {}, "caption", "captions.json", 2, print)
+
+
 def test_on_the_command_line(shards, owlv2, tmp_path):
     shards(2)
     options = ["--tagger", "textblob", "--threshold", "0.01", "--device", "cpu", "--batch_size", "2"]
-    where = ["--shards", f"{tmp_path}/shards", "--output", f"{tmp_path}/out", "--model", str(owlv2)]
+    where = ["--data", f"{tmp_path}/shards", "--output", f"{tmp_path}/out", "--model", str(owlv2)]
     main(["data", "regions", *where, *options])
     found = found_in(tmp_path / "out")
     assert {each["phrase"] for own in found for each in own} == {"caption"}
@@ -257,6 +331,6 @@ def test_a_missing_tagger_is_told_before_a_model_is_loaded(shards, tmp_path, mon
     monkeypatch.setattr(nltk.data, "path", [])
     shards(1)
     with pytest.raises(SystemExit):
-        main(["data", "regions", f"--shards={tmp_path}/shards", f"--output={tmp_path}/out", "--model=none"])
+        main(["data", "regions", f"--data={tmp_path}/shards", f"--output={tmp_path}/out", "--model=none"])
     assert "averaged_perceptron_tagger_eng" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

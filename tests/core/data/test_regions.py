@@ -329,6 +329,24 @@ def test_tables_of_both_kinds_hold_regions(tmp_path, prepare):
     assert not prepare(open_source(tmp_path / "t.csv").read(1))["region_given"].any()
 
 
+def test_real_boxes_are_all_taken(shared_data):
+    source = open_source(shared_data / "images_coco_captions" / "manifest.jsonl")
+    prepare = Preparation(
+        {"image": ImageProcessor(224, resize="longest"), "text": ClipTokenizer(8)},
+        also=("id",),
+        regions=RegionChoice(99),
+    )
+    places = range(0, len(source), 8)
+    rows = [prepare(source.read(place)) for place in places]
+    boxes = [len(source.row(place)["boxes"]) for place in places]
+    assert [int(row["region_given"].sum() + row["regions_dropped"]) for row in rows] == boxes
+    assert sum(int(row["regions_dropped"]) for row in rows) < 0.02 * sum(boxes)
+    assert len({int(row["id"]) for row in rows}) == len(rows)
+    for row in rows:
+        assert 0 <= row["regions"].min() <= row["regions"].max() <= 1
+        assert (row["regions"][:, 2:] > row["regions"][:, :2]).all()
+
+
 def test_verify_lists_damaged_regions(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("collimate.data.commands.console.width", 200, raising=False)
     sample()["jpg"].save(tmp_path / "a.png")

@@ -36,7 +36,7 @@ DATA_VERBS: Mapping[str, Verb] = {
     "index": Verb("collimate.data.commands:index", "index shards: counts, sizes, checksums"),
     "inspect": Verb("collimate.data.commands:inspect", "show counts, keys, caption lengths and a few samples"),
     "verify": Verb("collimate.data.commands:verify", "decode everything and list what is damaged, with reasons"),
-    "caption": Verb("collimate.data.captioning:caption", "add synthetic captions to shards, by an image-to-text model"),
+    "caption": Verb("collimate.data.captioning:caption", "add synthetic captions to data, by an image-to-text model"),
     "regions": Verb("collimate.data.labelling:regions", "add boxes of what captions name, by a detector"),
     "import-regions": Verb("collimate.data.importing:import_regions", "a table of regions from COCO, RefCOCO, ..."),
     "balance": Verb("collimate.data.commands:balance", "show what each rank and worker will read"),

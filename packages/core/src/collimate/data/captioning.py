@@ -35,15 +35,16 @@ def caption(
     device: str = "auto",
     precision: Precision = "float32",
 ) -> None:
-    """Add synthetic captions to shards. Needs the extra `collimate[huggingface]`.
+    """Add synthetic captions to shards or a table. Needs the extra `collimate[huggingface]`.
 
-    Each shard is written anew, under its own name, with its samples in their order. It appears only when it is whole:
-    run the same command again after an interruption, and finished shards are kept. Samples whose picture is damaged are
-    copied without a caption, and counted. To share the work out, give each machine its own shards and output folder.
+    Each shard is written anew, under its own name, with its samples in their order; a table as another table. They
+    appear only when they are whole: run the same command again after an interruption, and it goes on. Samples whose
+    picture is damaged are copied without a caption, and counted. To share the work out, give each machine its own
+    shards and output folder.
 
     Args:
-        shards: a folder or pattern of shards with pictures.
-        output: the folder of the shards with captions.
+        shards: a folder or pattern of shards with pictures, or a table of them.
+        output: the folder of the shards with captions; or the new table, a .jsonl file.
         model: an image-to-text model of transformers (BLIP, GIT, ViT with GPT-2, LLaVA, Qwen-VL, ...): a folder, or a
             hub id.
         prompt: what the model is asked, or what its captions begin with; it is taken off their front again.
@@ -79,7 +80,7 @@ def caption(
         captioner().seed(seed + shard)  # anew for each shard: an interrupted run draws what the whole one would
         return lambda samples, without: _add_captions(samples, captioner(), kind, without)
 
-    rewrite(shards, output, plan, "caption", batch_size, begin)
+    rewrite(shards, output, plan, "caption", "captions.json", batch_size, begin)
 
 
 class Captioner:

@@ -31,7 +31,7 @@ GROUNDING_DINO = ("grounding-dino", "mm-grounding-dino")
 
 
 def regions(
-    shards: str,
+    data: str,
     output: str,
     model: str,
     kinds: list[str] | None = None,
@@ -42,15 +42,15 @@ def regions(
     device: str = "auto",
     precision: Precision = "float32",
 ) -> None:
-    """Add boxes with phrases to shards. Needs the extras `collimate[huggingface]` and `collimate[phrases]`.
+    """Add boxes with phrases to shards or a table. Needs the extras `collimate[huggingface]` and `collimate[phrases]`.
 
-    Each shard is written anew, under its own name, with its samples in their order. It appears only when it is whole:
-    run the same command again after an interruption, and finished shards are kept. Samples in which nothing is found,
-    or whose picture or captions are damaged, are copied as they are, and counted.
+    Each shard is written anew, under its own name, with its samples in their order; a table as another table. They
+    appear only when they are whole: run the same command again after an interruption, and it goes on. Samples in which
+    nothing is found, or whose picture or captions are damaged, are copied as they are, and counted.
 
     Args:
-        shards: a folder or pattern of shards with pictures and captions.
-        output: the folder of the shards with regions.
+        data: a folder or pattern of shards with pictures and captions, or a table of them.
+        output: the folder of the shards with regions; or the new table, a .jsonl file.
         model: an open-vocabulary detector of transformers (OWL-ViT, OWLv2, Grounding DINO): a folder, or a hub id.
         kinds: of the captions that are read, such as `[raw, synthetic]`; all, if not given.
         tagger: of parts of speech: NLTK's, which needs data that it downloads; or TextBlob's, which needs none and errs
@@ -62,8 +62,8 @@ def regions(
         precision: of the model.
 
     Raises:
-        ValueError: the tagger's data are missing, the model is of another kind, two shards have one name, or the folder
-            holds shards made otherwise.
+        ValueError: the tagger's data are missing, the model is of another kind, two shards have one name, or the output
+            was made otherwise.
         ImportError: an extra is missing.
         OSError: there is no such model.
     """
@@ -85,7 +85,7 @@ def regions(
         find = detector()
         return lambda samples, without: _add_regions(samples, find, tag, kinds, max_phrases, without)
 
-    rewrite(shards, output, plan, "region", batch_size, begin)
+    rewrite(data, output, plan, "region", REGIONS, batch_size, begin)
 
 
 class Detector:
