@@ -169,6 +169,13 @@ def test_a_transformers_folder_brings_its_processors(make_clip, tmp_path):
     torch.testing.assert_close(again.encode("text", texts).pooled, method.encode("text", texts).pooled, **TOLERANCE)
 
 
+def test_what_transformers_cannot_prepare_is_not_written(make_clip, tmp_path):
+    pytest.importorskip("transformers")
+    with pytest.raises(ValueError, match="brings the longer side to size and pads"):
+        processors_to_transformers(make_clip(image_processor=ImageProcessor(32, resize="longest")), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_transformers_model_alone_needs_processors():
     with pytest.raises(CheckpointError, match="pass image_processor and tokenizer"):
         read_transformers(hugging_face("clip", "gelu"))

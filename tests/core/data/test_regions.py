@@ -1,6 +1,7 @@
 """Regions of samples: what data may say, what is refused and why, and the rows that training reads."""
 
 import json
+import pickle
 import random
 
 import numpy as np
@@ -17,11 +18,13 @@ from collimate.data import (
     CorruptSample,
     EvalLoader,
     ImageAugmentation,
+    Mixture,
     Preparation,
     RegionChoice,
     Source,
     StrongImageAugmentation,
     TrainingPreparation,
+    TrainLoader,
     open_source,
 )
 from collimate.data.decoding import Undecodable
@@ -190,7 +193,8 @@ def test_the_texts_stay_with_their_boxes(prepare, processors):
 
 
 def test_choices_remember_how_they_were_built():
-    assert build(RegionChoice(7).config()).max_regions == 7
+    for again in (build(RegionChoice(7).config()), pickle.loads(pickle.dumps(RegionChoice(7)))):
+        assert again.max_regions == 7
     with pytest.raises(ValueError, match="at least 1, not 0"):
         RegionChoice(0)
 
@@ -272,6 +276,21 @@ def test_a_region_that_a_crop_left_out_is_not_drawn(processors):
 class Own(Augmentation):
     def __call__(self, raw, processor):
         return processor(raw)
+
+
+def test_streams_with_regions_are_the_same_with_workers_and_after_resuming(processors):
+    prepare = TrainingPreparation(
+        processors, augmentations={"image": ImageAugmentation((0.5, 1.0), horizontal_flip=0.5)}, regions=RegionChoice(M)
+    )
+    keys = ("image", "regions", "region_text", "region_given", "position")
+    whole = TrainLoader(Mixture([Boxed()]), prepare, 4, 6, max_corrupt_rate=1)
+    batches = list(whole)
+    assert whole.corrupt
+    resumed = TrainLoader(Mixture([Boxed()]), prepare, 4, 4, num_workers=2, max_corrupt_rate=1)
+    resumed.load_state_dict({"consumed": 8})
+    for before, after in zip(batches[2:], resumed, strict=True):
+        assert all(torch.equal(before[key], after[key]) for key in keys)
+    resumed.close()
 
 
 @pytest.mark.parametrize(
