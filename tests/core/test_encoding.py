@@ -16,6 +16,15 @@ def test_says_what_does_not_fit():
         _ = Encoding(pooled).token_mask
 
 
+def test_tokens_may_lie_in_front_of_the_grid():
+    encoding = Encoding(torch.zeros(2, 4), torch.zeros(2, 7, 4), grid=(2, 3), prefix=1)
+    assert encoding.to(torch.float16).prefix == encoding.replace(pooled=torch.ones(2, 4)).prefix == 1
+    joined = Encoding.cat([encoding, encoding])
+    assert (joined.grid, joined.prefix) == ((2, 3), 1)
+    with pytest.raises(ValueError, match="6 cells for 7 tokens, of which 0 lie in front"):
+        Encoding(torch.zeros(2, 4), torch.zeros(2, 7, 4), grid=(2, 3))
+
+
 def test_no_mask_means_all_real():
     assert Encoding(torch.zeros(2, 4), torch.zeros(2, 6, 4)).token_mask.all()
 

@@ -21,13 +21,15 @@ class Encoding:
         tokens: token vectors, (B, L, D'), or None for encoders without tokens.
         mask: (B, L) bool, True where a token is real; None means that all of them are.
         grid: (height, width) or (time, height, width) of the tokens where they lie on a grid,
-            row-major, so that their product is L.
+            row-major, so that their product is L, but for `prefix`.
+        prefix: so many tokens in front lie on no grid: a class token where the fusion of a method reads it.
     """
 
     pooled: Float[Tensor, "B D"]
     tokens: Float[Tensor, "B L Dt"] | None = None
     mask: Bool[Tensor, "B L"] | None = None
     grid: tuple[int, ...] | None = None
+    prefix: int = 0
 
     def __post_init__(self) -> None:
         if self.tokens is None and (self.mask is not None or self.grid is not None):
@@ -36,8 +38,11 @@ class Encoding:
             cells = 1
             for extent in self.grid:
                 cells *= extent
-            if cells != self.tokens.shape[1]:
-                raise ValueError(f"The grid {self.grid} has {cells} cells for {self.tokens.shape[1]} tokens.")
+            if cells + self.prefix != self.tokens.shape[1]:
+                raise ValueError(
+                    f"The grid {self.grid} has {cells} cells for {self.tokens.shape[1]} tokens, of which {self.prefix} "
+                    "lie in front of it."
+                )
         if self.tokens is not None and self.mask is not None and self.mask.shape != self.tokens.shape[:2]:
             raise ValueError(f"The mask is {tuple(self.mask.shape)}, the tokens are {tuple(self.tokens.shape)}.")
 
@@ -63,7 +68,7 @@ class Encoding:
         pooled = self.pooled.to(*args, **kwargs)  # type: ignore[call-overload]
         tokens = None if self.tokens is None else self.tokens.to(*args, **kwargs)  # type: ignore[call-overload]
         mask = None if self.mask is None else self.mask.to(pooled.device)
-        return Encoding(pooled, tokens, mask, self.grid)
+        return Encoding(pooled, tokens, mask, self.grid, self.prefix)
 
     @staticmethod
     def cat(parts: list[Encoding]) -> Encoding:
@@ -75,10 +80,11 @@ class Encoding:
         length = max(part.tokens.shape[1] for part in parts)  # type: ignore[union-attr]
         even = all(part.tokens.shape[1] == length for part in parts)  # type: ignore[union-attr]
         if even and all(part.mask is None for part in parts):
-            return Encoding(pooled, torch.cat([part.tokens for part in parts]), None, first.grid)  # type: ignore[misc]
+            return Encoding(pooled, torch.cat([part.tokens for part in parts]), None, first.grid, first.prefix)  # type: ignore[misc]
         tokens, masks = [], []
         for part in parts:
             missing = length - part.tokens.shape[1]  # type: ignore[union-attr]
             tokens.append(torch.nn.functional.pad(part.tokens, (0, 0, 0, missing)))  # type: ignore[arg-type]
             masks.append(torch.nn.functional.pad(part.token_mask, (0, missing)))
-        return Encoding(pooled, torch.cat(tokens), torch.cat(masks), first.grid if even else None)
+        grid = first.grid if even else None
+        return Encoding(pooled, torch.cat(tokens), torch.cat(masks), grid, 0 if grid is None else first.prefix)

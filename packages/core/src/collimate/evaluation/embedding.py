@@ -4,7 +4,7 @@ Each file `000012.safetensors` holds, for every modality `m`:
 
 - `m`, float32 (N, D): the samples' vectors;
 - where tokens are wanted, `m.tokens` (T, D'), the real tokens of all N samples one after the other, and `m.offsets`,
-  int64 (N + 1), where those of each sample begin; `m.grid` in the file's metadata is the tokens' grid, if there is one;
+  int64 (N + 1), where those of each sample begin; `m.grid` in the file's metadata is their grid, if all lie on one;
 
 and `index`, int64 (N,): the samples' places in the source. `000012.keys.json` beside it holds their names, and
 `embeddings.json` says how all were made. `collimate.evaluation.EmbeddingIndex` reads and searches them.
@@ -151,7 +151,7 @@ def _write(path: Path, made: list[Features], first: int, token_precision: TokenP
         if token_precision is not None:
             tokens, tensors[f"{name}.offsets"] = _ragged(name, encoding)
             tensors[f"{name}.tokens"] = tokens.to(getattr(torch, token_precision))
-            if encoding.grid is not None and encoding.mask is None:
+            if encoding.grid is not None and encoding.mask is None and not encoding.prefix:
                 metadata[f"{name}.grid"] = json.dumps(encoding.grid)
     beside = {"keys": made[0].keys, **made[0].extras}
     for name, values in beside.items():

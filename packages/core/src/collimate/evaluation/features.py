@@ -298,6 +298,7 @@ def rows_of(encoding: Encoding, rows: slice | Tensor) -> Encoding:
         None if tokens is None else tokens[rows],
         None if mask is None else mask[rows],
         encoding.grid,
+        encoding.prefix,
     )
 
 
@@ -322,7 +323,7 @@ def _gathered(mine: Encoding, index: Tensor, device: torch.device) -> Encoding:
     missing = longest - mine.tokens.shape[1]
     masked = any(has for _, has in plans) or len({length for length, _ in plans}) > 1
     mask = joined(pad(mine.token_mask, (0, missing)).to(torch.uint8)).bool() if masked else None
-    return Encoding(joined(mine.pooled), joined(pad(mine.tokens, (0, 0, 0, missing))), mask, mine.grid)
+    return Encoding(joined(mine.pooled), joined(pad(mine.tokens, (0, 0, 0, missing))), mask, mine.grid, mine.prefix)
 
 
 def in_order(values: list[Any], index: Tensor) -> list[Any]:

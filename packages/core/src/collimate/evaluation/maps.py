@@ -5,10 +5,11 @@ better. A method that has a map of its own defines
 
     localization_map(image: Encoding, text: Encoding) -> (N, T, L)
 
-with the N pictures and T texts as its `encode` gives them and the L tokens of a picture; only differences within one
-picture and text count. For any other method, the map is the cosine of each token with the text (`localization_map`
-below), which needs tokens in the joint space, such as `Projection.project` makes. A tower that pools the mean of its
-tokens is trained to have such; the tokens of one that pools a class token were never compared with a text.
+with the N pictures and T texts as its `encode` gives them and the L tokens of a picture, those in front of its grid
+(`Encoding.prefix`) left out; only differences within one picture and text count. For any other method, the map is the
+cosine of each token with the text (`localization_map` below), which needs tokens in the joint space, such as
+`Projection.project` makes. A tower that pools the mean of its tokens is trained to have such; the tokens of one that
+pools a class token were never compared with a text.
 
 *Pointing game* (Zhang et al. 2018, arXiv 1608.00507, section 4.1): a phrase is found if the maximum of its map, the
 middle of one cell, lies inside one of its boxes. Departure: no margin of 15 pixels round the boxes. Chance is the share
@@ -50,7 +51,7 @@ class Localizer(Protocol):
     """A method with a map of its own."""
 
     def localization_map(self, image: Encoding, text: Encoding) -> Float[Tensor, "N T L"]:
-        """How well each token of each picture fits each text; larger is better, on any scale.
+        """How well each token on the grid of each picture fits each text; larger is better, on any scale.
 
         Args:
             image: N pictures.
@@ -83,7 +84,7 @@ def localization_map(method: Method, image: Encoding, text: Encoding) -> Float[T
             f"The tokens of a picture have width {image.tokens.shape[2]}, texts {wanted.shape[1]}: they are not in one "
             f"space, so {type(method).__name__} needs a `localization_map` of its own."
         )
-    return torch.einsum("nld,td->ntl", normalize(image.tokens.float(), dim=-1), wanted)
+    return torch.einsum("nld,td->ntl", normalize(image.tokens[:, image.prefix :].float(), dim=-1), wanted)
 
 
 # What is counted --------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Re-ranking: what a fast score ranks highest is ranked again by a network that reads both sides together.
 
-Li et al. 2021, ALBEF, arXiv 2107.07651, section 3.2; also in TCL and ALPRO. Of each query, the k best keys by the
-method's `similarity` are sorted anew by `rerank`; all others keep their places below them. Each pair of a sample and a
-text is read once, whether the sample found the text, the text the sample, or both.
+Li et al. 2021, ALBEF, arXiv 2107.07651 (image-text retrieval); also in TCL and ALPRO. Of each query, the k best keys by
+the method's `similarity` are sorted anew by `rerank`; all others keep their places below them. Each pair of a sample
+and a text is read once, whether the sample found the text, the text the sample, or both.
 
 Departure: of keys of equal score the earlier one by the fast score stays before the other.
 
