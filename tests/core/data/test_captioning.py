@@ -246,7 +246,7 @@ def test_shards_are_never_written_over(shards, tmp_path, echo, write_tar, jpeg):
 
 def test_on_the_command_line(shards, vit_and_bert, tmp_path):
     shards(2)
-    arguments = ["--shards", f"{tmp_path}/shards", "--output", f"{tmp_path}/out", "--model", str(vit_and_bert)]
+    arguments = ["--data", f"{tmp_path}/shards", "--output", f"{tmp_path}/out", "--model", str(vit_and_bert)]
     main(["data", "caption", *arguments, "--max_tokens", "4", "--device", "cpu"])
     assert [each[0]["model"] for each in captions(tmp_path / "out")] == ["tiny-vit-bert"] * 2
 
@@ -254,7 +254,7 @@ def test_on_the_command_line(shards, vit_and_bert, tmp_path):
 def test_a_model_that_is_not_there(shards, tmp_path, capsys):
     shards(1)
     with pytest.raises(SystemExit) as ended:
-        main(["data", "caption", f"--shards={tmp_path}/shards", f"--output={tmp_path}/out", f"--model={tmp_path}/none"])
+        main(["data", "caption", f"--data={tmp_path}/shards", f"--output={tmp_path}/out", f"--model={tmp_path}/none"])
     assert ended.value.code == 1
     assert "none" in capsys.readouterr().err
 

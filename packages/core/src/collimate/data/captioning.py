@@ -22,7 +22,7 @@ QUESTION = "Describe the image in one sentence."  # ours, for models that must b
 
 
 def caption(
-    shards: str,
+    data: str,
     output: str,
     model: str,
     prompt: str | None = None,
@@ -43,7 +43,7 @@ def caption(
     shards and output folder.
 
     Args:
-        shards: a folder or pattern of shards with pictures, or a table of them.
+        data: a folder or pattern of shards with pictures, or a table of them.
         output: the folder of the shards with captions; or the new table, a .jsonl file.
         model: an image-to-text model of transformers (BLIP, GIT, ViT with GPT-2, LLaVA, Qwen-VL, ...): a folder, or a
             hub id.
@@ -80,7 +80,7 @@ def caption(
         captioner().seed(seed + shard)  # anew for each shard: an interrupted run draws what the whole one would
         return lambda samples, without: _add_captions(samples, captioner(), kind, without)
 
-    rewrite(shards, output, plan, "caption", "captions.json", batch_size, begin)
+    rewrite(data, output, plan, "caption", "captions.json", batch_size, begin)
 
 
 class Captioner:
