@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from collimate import distributed
 from collimate.kernels import tiles
-from collimate.losses import box_loss, region_text_loss
+from collimate.losses import box_loss, region_losses, region_text_loss
 from collimate.losses.regions import different_texts, kept_share, share_with_regions
 from collimate.testing import assert_close, assert_same_on_ranks, assert_saved_memory_below, oracles, run_on_ranks
 
@@ -99,6 +99,34 @@ def test_boxes_are_averaged_over_all_ranks():
     found, boxes = torch.rand(2, 11, 4, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(box_loss(found, boxes), ((found - boxes) ** 2).mean())
     assert_same_on_ranks(grounding, {"found": found, "boxes": boxes}, splits=[[4, 7], [11, 0], [0, 1, 10]])
+
+
+def padded(region, text, found, boxes, given, scale):
+    return sum(region_losses(region, text, given, scale, found, boxes))
+
+
+def test_unequal_regions_a_picture_are_exact_across_ranks():
+    """Padded rows, pictures without a region, and ranks of which no picture has one."""
+    draw = torch.Generator().manual_seed(0)
+    rows = dict(zip(("region", "text"), torch.randn(2, 7, 3, 6, generator=draw), strict=True))
+    rows["text"][5] = rows["text"][0]
+    rows |= dict(zip(("found", "boxes"), torch.rand(2, 7, 3, 4, generator=draw), strict=True))
+    rows["given"] = torch.arange(3) < torch.tensor([3, 1, 0, 0, 2, 3, 1])[:, None]
+    leaves = {name: each.clone().requires_grad_() for name, each in rows.items() if name != "given"}
+    padded(**leaves, given=rows["given"], **SCALE).backward()
+    assert all((leaf.grad[~rows["given"]] == 0).all() for leaf in leaves.values())
+    splits = [[3, 4], [2, 2, 3], [7, 0], [1, 5, 1], [2, 1, 4]]
+    assert_same_on_ranks(padded, rows, SCALE, splits=splits, tolerance=1e-5)
+
+
+def test_the_added_losses_are_their_parts_times_the_share():
+    rows, given = draw(0, 6), torch.tensor([[True, True], [False, False], [True, False]])
+    region, text = (value.view(3, 2, -1) for value in rows.values())
+    found, boxes = torch.rand(2, 3, 2, 4)
+    losses = region_losses(region, text, given, 9.0, found, boxes)
+    expected = 2 / 3 * added(region[given], text[given], 9.0), 2 / 3 * box_loss(found[given], boxes[given])
+    torch.testing.assert_close(tuple(losses), expected)
+    assert region_losses(region, text, given, 9.0).grounding is None
 
 
 def no_regions(features):

@@ -31,8 +31,9 @@ def export(model: Any, folder: str | PathLike[str], format: Format) -> dict[str,
     Args:
         model: a method, or, for `collimate`, an encoder. It is moved to the CPU.
         folder: where to; replaced if it holds an export or a model, refused if it holds anything else.
-        format: `collimate` (see `save`), `open_clip` (`open_clip.create_model("local-dir:<folder>")`),
-            `transformers` (`AutoModel.from_pretrained(folder)`), or `onnx` (one file a modality).
+        format: `collimate` (see `save`), `open_clip` (`open_clip.create_model("local-dir:<folder>")`; what serves the
+            objective alone, such as CLOC's prompter, lies beside it in `collimate_rest.safetensors`), `transformers`
+            (`AutoModel.from_pretrained(folder)`), or `onnx` (one file a modality).
 
     Returns:
         Modality -> the largest difference of its features, over their largest entry.
@@ -71,12 +72,14 @@ def _collimate(model: Any, inputs: dict[str, Tensor], folder: Path) -> Features:
 def _open_clip(model: Any, inputs: dict[str, Tensor], folder: Path) -> Features:
     import open_clip
 
-    from collimate.checkpoints.open_clip import preprocessing_to_open_clip, to_open_clip
+    from collimate.checkpoints.open_clip import preprocessing_to_open_clip, to_open_clip, weights_beside_open_clip
 
     config, weights = to_open_clip(model)
     files = {"model_cfg": config, "preprocess_cfg": preprocessing_to_open_clip(model)}
     (folder / "open_clip_config.json").write_text(json.dumps(files, indent=2) + "\n", encoding="utf-8")
     write_safetensors(weights, folder / "open_clip_model.safetensors")
+    if rest := weights_beside_open_clip(model):
+        write_safetensors(rest, folder / "collimate_rest.safetensors")
     again: Any = open_clip.create_model(f"local-dir:{folder}").eval()
     return lambda modality, batch: (again.encode_image if modality == "image" else again.encode_text)(batch)
 

@@ -17,7 +17,7 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 from collimate.checkpoints.files import CheckpointError, read_state_dict, tidy
-from collimate.checkpoints.two_towers import ImageTextMethod, Rename, TwoTowers, to_ours, to_theirs
+from collimate.checkpoints.two_towers import ImageTextMethod, Rename, TwoTowers, objective_names, to_ours, to_theirs
 from collimate.encoders import (
     Encoder,
     LinearProjection,
@@ -142,6 +142,12 @@ def to_open_clip(method: ImageTextMethod) -> tuple[dict[str, Any], dict[str, Ten
     if not config.get("custom_text"):  # open_clip's plain CLIP has no prefix on its text tower
         theirs = {key.removeprefix("text."): value for key, value in theirs.items()}
     return config, theirs
+
+
+def weights_beside_open_clip(method: ImageTextMethod) -> dict[str, Tensor]:
+    """The weights of a method, by its own names, that `to_open_clip` leaves out: those of its objective alone."""
+    weights, known = method.state_dict(), {name.ours for name in LOGITS}
+    return {name: weights[name] for name in objective_names(weights) if name not in known}
 
 
 def preprocessing_to_open_clip(method: ImageTextMethod) -> dict[str, Any]:

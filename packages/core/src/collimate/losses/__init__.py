@@ -11,7 +11,7 @@ from collimate.losses.filip import filip_loss
 from collimate.losses.late_interaction import Selected, late_interaction, select_tokens
 from collimate.losses.local_to_global import local_to_global_loss
 from collimate.losses.queue import FeatureQueue
-from collimate.losses.regions import box_loss, region_text_loss
+from collimate.losses.regions import RegionLosses, box_loss, region_losses, region_text_loss
 from collimate.losses.scores import symmetric_info_nce_of_scores
 from collimate.losses.siglip import siglip_loss
 from collimate.losses.sigmoid import sigmoid_contrast
@@ -30,6 +30,7 @@ __all__ = [
     "Leading",
     "Mixture",
     "Paired",
+    "RegionLosses",
     "Selected",
     "SharedLabels",
     "Similarities",
@@ -45,6 +46,7 @@ __all__ = [
     "info_nce_losses",
     "late_interaction",
     "local_to_global_loss",
+    "region_losses",
     "region_text_loss",
     "select_tokens",
     "siglip_loss",

@@ -9,7 +9,7 @@ and t of their texts, as unit vectors, and a multiplier s,
 
     λ = the share of the images that have a region,                            added to the loss: λ (L_CLOC + L_g).
 
-K is symmetric, so that one mask serves both directions; no gradient runs through it. Regions are rows of their own here,
+K is symmetric, so that one mask serves both directions; no gradient runs through it. Regions are rows of their own,
 without padding, so that every mean runs over the regions that exist: ranks may hold any number of them, and none.
 
 Shape legend: n regions of this rank, N of all ranks in rank order, B images of this rank, M regions an image, D width.
@@ -18,6 +18,7 @@ Shape legend: n regions of this rank, N of all ranks in rank order, B images of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -31,6 +32,39 @@ from collimate.losses.softmax import global_mean, symmetric_info_nce
 
 SIMILAR = 0.9  # CLOC, section 3
 ROWS = 1024  # of the mask, where it is counted: 16 MiB of cosines at 4096 regions
+
+
+class RegionLosses(NamedTuple):
+    """λ L_CLOC and λ L_g; the second is None where no boxes were looked for."""
+
+    region_text: Float[Tensor, ""]
+    grounding: Float[Tensor, ""] | None
+
+
+def region_losses(
+    region: Float[Tensor, "B M D"],
+    text: Float[Tensor, "B M D"],
+    given: Bool[Tensor, "B M"],
+    logit_scale: Float[Tensor, ""] | float,
+    found: Float[Tensor, "B M 4"] | None = None,
+    boxes: Float[Tensor, "B M 4"] | None = None,
+    similar: float | None = SIMILAR,
+    group: Group = None,
+) -> RegionLosses:
+    """What a batch's regions add to its loss.
+
+    Args:
+        region, text: this rank's features, normalised inside.
+        given: which rows are regions; the others have no effect, and gradients of 0.
+        logit_scale: the multiplier s of the cosines, not its logarithm.
+        found, boxes: the boxes that are found for the texts, and the true ones.
+        similar, group: as of `region_text_loss`.
+    """
+    share = share_with_regions(given, group)
+    contrast = region_text_loss(region[given], text[given], logit_scale, similar, group=group)
+    if found is None or boxes is None:
+        return RegionLosses(share * contrast, None)
+    return RegionLosses(share * contrast, share * box_loss(found[given], boxes[given], group))
 
 
 def region_text_loss(

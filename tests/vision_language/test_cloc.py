@@ -1,0 +1,364 @@
+"""CLOC: the prompter against torch's layer, its loss term by term, missing regions, ranks, chunks, export."""
+
+import json
+
+import pytest
+import torch
+
+import collimate
+from collimate.checkpoints import CheckpointError, export, save
+from collimate.checkpoints.open_clip import to_open_clip
+from collimate.configurable import build
+from collimate.encoders import OpenClipImageEncoder, OpenClipTextEncoder, TimmImageEncoder
+from collimate.encoding import Encoding
+from collimate.losses import clip_loss, region_text_loss
+from collimate.processing import ClipTokenizer, ImageProcessor
+from collimate.testing import assert_cached_equals_full, assert_close, assert_same_on_ranks, assert_saved_memory_below
+from collimate.training import Optimization
+from collimate_vision_language import CLIP, CLOC
+from collimate_vision_language.cloc import AttentionPrompter, RoIAlignPrompter
+
+from .test_methods import fit
+
+WIDTH, DIM = 32, 16
+WHOLE = [0.0, 0.0, 1.0, 1.0]
+
+
+def cloc(method=CLOC, **given):
+    torch.manual_seed(0)
+    parts = {
+        "image_encoder": OpenClipImageEncoder(width=WIDTH, layers=1, image_size=32, patch_size=8, head_width=16),
+        "text_encoder": OpenClipTextEncoder(width=32, heads=2, layers=1, context_length=16),
+        "image_processor": ImageProcessor(32, resize="longest"),
+        "tokenizer": ClipTokenizer(16),
+        "embed_dim": DIM,
+    }
+    return method(**{**parts, **given})
+
+
+def roi_cloc(**given):
+    return cloc(prompter=RoIAlignPrompter(WIDTH), grounding=False, **given)
+
+
+@pytest.fixture
+def regions(batch):
+    """Three, one, no, two, no and one regions; two of them share their words."""
+    counts = torch.tensor([3, 1, 0, 2, 0, 1])
+    given = torch.arange(3) < counts[:, None]
+    corners = torch.rand(6, 3, 4, generator=torch.Generator().manual_seed(3)) * 0.4
+    boxes = torch.where(given[..., None], corners + torch.tensor([0.0, 0.0, 0.5, 0.5]), torch.tensor(WHOLE))
+    words = ["a dog", "its tail", "grass", "a cat", "a ball", "red", "a dog"]
+    texts = ClipTokenizer(16).batch([""] * 18).unflatten(0, (6, 3))
+    texts[given] = ClipTokenizer(16).batch(words)
+    return batch | {"regions": boxes, "region_text": texts, "region_given": given}
+
+
+# The prompter -----------------------------------------------------------------------------------------------------
+
+
+def random_prompter(**given):
+    torch.manual_seed(1)
+    prompter = AttentionPrompter(WIDTH, DIM, **given).double()
+    for parameter in prompter.parameters():
+        torch.nn.init.normal_(parameter, 0.1, 0.3)
+    return prompter
+
+
+def by_torch(prompter, tokens, prompts):
+    """torch's own layer over prompt and picture, one prompt after the other."""
+    rows = []
+    for picture, own in zip(tokens, prompts, strict=True):
+        outputs = [prompter.layer(torch.cat([prompt, picture])[None])[0] for prompt in own]
+        rows.append(torch.stack([each[len(own[0]) * (prompter.pool == "image") :].mean(0) for each in outputs]))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("pool", ["all", "image"])
+@pytest.mark.parametrize("kind", ["boxes", "texts"])
+def test_a_picture_seen_once_is_the_transformer_layer_for_each_prompt(pool, kind):
+    prompter = random_prompter(pool=pool)
+    draw = torch.Generator().manual_seed(0)
+    tokens = torch.randn(2, 7, WIDTH, generator=draw, dtype=torch.float64)
+    prompts = torch.rand(2, 3, 4 if kind == "boxes" else DIM, generator=draw, dtype=torch.float64)
+
+    def ours(tokens, prompts):
+        seen = prompter.see(tokens, None)
+        return prompter.by_boxes(seen, prompts) if kind == "boxes" else prompter.by_texts(seen, prompts)
+
+    def torchs(tokens, prompts):
+        as_tokens = prompter.box_tokens(prompts) if kind == "boxes" else prompter.text_prompt(prompts)[:, :, None]
+        return by_torch(prompter, tokens, as_tokens)
+
+    results = []
+    for run in (ours, torchs):
+        leaves = {"tokens": tokens.clone().requires_grad_(), "prompts": prompts.clone().requires_grad_()}
+        value = run(**leaves)
+        leaves |= {name: each for name, each in prompter.named_parameters() if "text" not in name and name != "corners"}
+        gradients = torch.autograd.grad((value * torch.linspace(-1, 1, WIDTH)).sum(), list(leaves.values()))
+        results.append({"vectors": value, **dict(zip(leaves, gradients, strict=True))})
+    assert_close(*results, 1e-6 if kind == "boxes" else 1e-9, "shared against layer by layer")  # waves are float32
+
+
+def test_half_precision_is_near():
+    torch.manual_seed(0)
+    prompter, boxes, texts = AttentionPrompter(WIDTH, DIM), torch.rand(2, 3, 4), torch.randn(2, 3, DIM)
+    tokens = torch.randn(2, 7, WIDTH, requires_grad=True)
+
+    def run():
+        seen = prompter.see(tokens, None)
+        return torch.cat([prompter.by_boxes(seen, boxes), prompter.by_texts(seen, texts)], 1)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        half = run()
+    half.float().sum().backward()
+    assert tokens.grad.isfinite().all()
+    assert (half - run()).norm() < 0.02 * half.norm()
+
+
+def test_box_tokens_by_hand():
+    prompter = AttentionPrompter(8, DIM, corner_vectors=False)
+    found = prompter.box_tokens(torch.tensor([[[0.25, 0.5, 1.0, 0.75]]]))[0, 0]
+    x, y = 2 * torch.pi * torch.tensor([0.25, 1.0]), 2 * torch.pi * torch.tensor([0.5, 0.75])
+    rows = [torch.stack([f(a * w) for a in (x, y) for f in (torch.sin, torch.cos) for w in (1.0, 0.01)], 1)]
+    torch.testing.assert_close(found, rows[0], rtol=0, atol=1e-6)
+    cornered = AttentionPrompter(8, DIM)
+    torch.testing.assert_close(
+        cornered.box_tokens(torch.zeros(1, 1, 4))[0, 0] - found * 0, cornered.corners + cosines()
+    )
+
+
+def cosines():
+    """The waves at the origin."""
+    return torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(2, 2)
+
+
+def test_roi_align_is_the_mean_of_the_cells_in_the_box():
+    prompter, draw = RoIAlignPrompter(WIDTH, output_size=2), torch.Generator().manual_seed(0)
+    tokens = torch.randn(1, 16, WIDTH, generator=draw)
+    boxes = torch.tensor([[[0.0, 0.0, 0.5, 1.0], WHOLE]])
+    found = prompter.by_boxes(prompter.see(torch.full_like(tokens, 2.5), (4, 4)), boxes)
+    torch.testing.assert_close(found, torch.full((1, 2, WIDTH), 2.5))
+    left = tokens.unflatten(1, (4, 4))[:, :, :2].flatten(1, 2).mean(1)
+    right = tokens.unflatten(1, (4, 4))[:, :, 2:].flatten(1, 2).mean(1)
+    half = prompter.by_boxes(prompter.see(tokens, (4, 4)), boxes)[:, 0]
+    assert (half - left).norm() < 0.5 * (half - right).norm()
+
+
+# The method -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"own_region_scale": True, "box_head_input": "pooled", "similar": None}])
+def test_the_loss_is_the_papers(regions, options):
+    method = cloc(**options)
+    terms = method.loss_terms(regions)
+    image = method.encode("image", regions["image"])
+    texts = method.encode("text", regions["text"]).pooled
+    given, scale = regions["region_given"], method.logit_scale.exp()
+    vectors, phrases, errors = [], [], []
+    for (picture, box), words in zip(given.nonzero().tolist(), regions["region_text"][given], strict=True):
+        one = Encoding(image.pooled[[picture]], image.tokens[[picture]])
+        vectors.append(method.prompt(one, regions["regions"][picture, box][None])[0, 0])
+        phrases.append(method.encode("text", words[None]).pooled[0])
+        found = method.ground(one, Encoding(phrases[-1][None]))[0, 0]
+        errors.append((found - regions["regions"][picture, box]).square().sum() / 4)
+    share = 4 / 6
+    contrast = region_text_loss(torch.stack(vectors), torch.stack(phrases), scale, options.get("similar", 0.9))
+    expected = {
+        "clip": clip_loss(image.pooled, texts, scale),
+        "region_text": share * contrast,
+        "grounding": share * torch.stack(errors).mean(),
+    }
+    assert_close(terms, expected, 1e-5, "the method against the equations")
+    assert method.statistics["regions/share of pictures"] == pytest.approx(share)
+    assert method.statistics["regions/a picture"] == pytest.approx(7 / 6)
+
+
+def test_regions_with_the_same_words_are_no_negatives(regions):
+    method = cloc()
+    method.loss_terms(regions)
+    assert method.statistics["regions/negatives kept"] < 1
+    assert cloc(similar=None).loss_terms(regions)["region_text"] > method.loss_terms(regions)["region_text"]
+
+
+def test_rows_that_are_no_regions_move_nothing(regions):
+    other = {**regions, "regions": regions["regions"].clone(), "region_text": regions["region_text"].clone()}
+    other["regions"][~regions["region_given"]] = torch.tensor([0.1, 0.2, 0.3, 0.9])
+    other["region_text"][~regions["region_given"]] = other["region_text"][0, 0].clone()
+    method = cloc()
+    torch.testing.assert_close(method.loss_terms(regions), method.loss_terms(other), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("keys", [True, False])
+@pytest.mark.parametrize("make", [cloc, roi_cloc])
+def test_without_regions_it_is_clip_and_every_weight_has_a_gradient_of_zero(batch, regions, keys, make):
+    method = make()
+    none = {**regions, "region_given": torch.zeros(6, 3, dtype=torch.bool)} if keys else batch
+    terms = method.loss_terms(none)
+    method.total_loss(terms).backward()
+    assert all(terms[name] == 0 for name in terms if name != "clip")
+    plain = cloc(CLIP)
+    plain.load_state_dict({name: method.state_dict()[name] for name in plain.state_dict()})
+    torch.testing.assert_close(terms["clip"], plain.loss_terms(batch)["clip"])
+    missing = [name for name, parameter in method.named_parameters() if parameter.grad is None]
+    assert [name for name in missing if not name.startswith("encoders.")] == []
+    of_prompter = [p.grad for name, p in method.named_parameters() if name.startswith(("prompter", "region", "box"))]
+    assert of_prompter
+    assert all((gradient == 0).all() for gradient in of_prompter)
+
+
+def loss_of_the_method(image, text, region, region_text, box, regions, given):
+    method = cloc()
+    embeddings = {"image": image, "text": text, "region": region, "region_text": region_text, "box": box}
+    batch = {"regions": regions, "region_text": region_text, "region_given": given}
+    return method.total_loss(method.losses(embeddings, batch))
+
+
+@pytest.mark.slow  # for each rank imports the whole package; `tests/core/losses/test_regions.py` asks the losses alone
+def test_unequal_regions_are_exact_across_ranks(regions):
+    """On some ranks no picture has a region."""
+    rows = {name: value.detach() for name, value in cloc().embed(regions).items()}
+    rows = {**rows, "regions": regions["regions"], "given": regions["region_given"]}
+    splits = [[3, 3], [2, 4], [2, 1, 3], [4, 1, 1], [6, 0]]
+    assert_same_on_ranks(loss_of_the_method, rows, splits=splits, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("make", [cloc, roi_cloc])
+def test_the_gradient_cache_and_parts_change_nothing(regions, make):
+    method = make()
+
+    def loss(chunk, at_a_time):
+        method.gradient_cache, method.prompts_at_a_time = chunk, at_a_time
+        return method.total_loss(method.loss_terms(regions))
+
+    parameters = dict(method.named_parameters())
+    for chunk, at_a_time in ((2, 64), (None, 3), (4, 1)):
+        assert_cached_equals_full(
+            lambda: loss(None, 64), lambda c=chunk, n=at_a_time: loss(c, n), parameters, tolerance=1e-5
+        )
+
+
+def test_parts_bound_the_memory_of_prompts():
+    torch.manual_seed(0)
+    method = cloc(prompts_at_a_time=8)
+    rows = {"tokens": torch.randn(32, 17, WIDTH), "boxes": torch.tensor(WHOLE).expand(32, 4, 4)}
+    rows |= {"texts": torch.randn(32, 4, DIM), "grid": None}
+    rows["tokens"].requires_grad_()
+    a_prompt = 17 * 4 * WIDTH * 4  # bytes of its hidden layer
+    run = lambda: sum(value.sum() for value in method._prompted_in_parts(rows).values())  # noqa: E731
+    assert_saved_memory_below(32 * a_prompt, run, existing=[rows["tokens"], *method.parameters()])
+
+
+# Users' calls -----------------------------------------------------------------------------------------------------
+
+
+def test_prompts_are_asked_in_any_form_and_number(regions):
+    method = cloc(prompts_at_a_time=5).eval()
+    image = method.encode("image", regions["image"])
+    boxes = torch.tensor([[0.1, 0.2, 0.6, 0.9], WHOLE, [0.0, 0.0, 0.5, 0.5]])
+    found = method.prompt(image, boxes)
+    assert found.shape == (6, 3, DIM)
+    torch.testing.assert_close(method.prompt(image, boxes.expand(6, -1, -1)), found)
+    many = method.prompt(image, boxes.repeat(4, 1))
+    torch.testing.assert_close(many[:, 9:], found, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found[:, 0], found[:, 1], atol=1e-4)
+    texts = ["a dog", "two cats"]
+    torch.testing.assert_close(method.prompt(image, texts), method.prompt(image, method.encode("text", texts)))
+    assert method.ground(image, texts).shape == (6, 2, 4)
+    assert method.prompt(image, torch.empty(0, 4)).shape == (6, 0, DIM)
+
+
+def test_bad_prompts_are_named(regions):
+    method, roi = cloc().eval(), roi_cloc().eval()
+    image = method.encode("image", regions["image"])
+    with pytest.raises(ValueError, match=r"got \[0.0, 0.0, 32.0, 32.0\].*Divide pixels"):
+        method.prompt(image, torch.tensor([WHOLE, [0.0, 0.0, 32.0, 32.0]]))
+    with pytest.raises(ValueError, match="x0 < x1"):
+        method.prompt(image, torch.tensor([[0.5, 0.0, 0.5, 1.0]]))
+    with pytest.raises(ValueError, match="nan"):
+        method.prompt(image, torch.tensor([[0.5, torch.nan, 0.6, 1.0]]))
+    with pytest.raises(ValueError, match=r"got \(6, 3\)"):
+        method.prompt(image, torch.zeros(6, 3))
+    with pytest.raises(ValueError, match="what `encode"):
+        method.prompt(Encoding(image.pooled), torch.tensor([WHOLE]))
+    with pytest.raises(TypeError, match="boxes alone"):
+        roi.prompt(roi.encode("image", regions["image"]), ["a dog"])
+    with pytest.raises(ValueError, match="without grounding"):
+        roi.ground(image, ["a dog"])
+
+
+def test_parts_that_do_not_fit_are_refused(batch):
+    with pytest.raises(ValueError, match="set `grounding` to false"):
+        cloc(prompter=RoIAlignPrompter(WIDTH))
+    with pytest.raises(ValueError, match="of width 64, the image tower of 32"):
+        cloc(prompter=AttentionPrompter(64, DIM))
+    with pytest.raises(ValueError, match="multiple of 4, not 30"):
+        AttentionPrompter(30, DIM)
+    with pytest.raises(ValueError, match="at least 1, not 0"):
+        cloc(prompts_at_a_time=0)
+    dropped = OpenClipImageEncoder(width=WIDTH, layers=1, image_size=32, patch_size=8, head_width=16, patch_dropout=0.5)
+    with pytest.raises(ValueError, match="without dropped patches"):
+        roi_cloc(image_encoder=dropped).train().loss_terms(batch)
+
+
+def test_towers_of_timm_have_their_class_token_in(batch):
+    """`vit`'s tokens after its last norm, whole."""
+    tower = TimmImageEncoder("test_vit", 32, model_args={"patch_size": 8})
+    method = cloc(image_encoder=tower).eval()
+    inputs = method.processors["image"].finish(batch["image"])
+    torch.testing.assert_close(method.encode("image", batch["image"]).tokens, tower.model.forward_features(inputs))
+
+
+def test_training_finds_regions_and_boxes(regions):
+    method = cloc()
+    method.optimization = Optimization(lr=3e-3, warmup=0, schedule="constant")
+    before = method.eval().loss_terms(regions)
+    fit(method, regions, 40)
+    after = method.loss_terms(regions)
+    assert after["region_text"] < 0.3 * before["region_text"]
+    assert after["grounding"] < 0.3 * before["grounding"]
+    assert after["clip"] < 0.5 * before["clip"]
+
+
+def test_a_half_precision_model_stays_finite(regions):
+    method = cloc().bfloat16()
+    half = {**regions, "image": method.processors["image"].finish(regions["image"]).bfloat16()}
+    terms = method.loss_terms(half)
+    assert all(term.dtype == torch.float32 and term.isfinite() for term in terms.values())
+
+
+# Checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def test_it_comes_back_from_its_folder(regions, tmp_path):
+    method = cloc(own_region_scale=True, prompter=AttentionPrompter(WIDTH, DIM, pool="image")).eval()
+    assert build(method.config()).config() == method.config()
+    save(method, tmp_path / "model")
+    again = collimate.load(tmp_path / "model")
+    image = again.encode("image", regions["image"])
+    found = again.prompt(image, torch.tensor([WHOLE]))
+    torch.testing.assert_close(found, method.prompt(image, torch.tensor([WHOLE])))
+
+
+def test_a_clip_begins_as_cloc(batch):
+    plain = cloc(CLIP).eval()
+    config, weights = to_open_clip(plain)
+    method = CLOC.from_open_clip(config, weights, tokenizer=ClipTokenizer(16), image_processor=ImageProcessor(32))
+    for name in ("image", "text"):
+        torch.testing.assert_close(method.encode(name, batch[name]).pooled, plain.encode(name, batch[name]).pooled)
+
+
+def test_the_export_drops_in_for_a_clip_and_keeps_the_prompter_beside_it(regions, tmp_path):
+    import open_clip
+
+    method = cloc().eval()
+    assert max(export(method, tmp_path / "out", "open_clip").values()) < 1e-5
+    theirs = open_clip.create_model(f"local-dir:{tmp_path / 'out'}").eval()
+    inputs = method.processors["image"].finish(regions["image"])
+    torch.testing.assert_close(theirs.encode_image(inputs), method.encode("image", regions["image"]).pooled)
+    config = json.loads((tmp_path / "out" / "open_clip_config.json").read_text())
+    files = [tmp_path / "out" / name for name in ("open_clip_model.safetensors", "collimate_rest.safetensors")]
+    again = CLOC.from_open_clip(config, *files, tokenizer=ClipTokenizer(16))
+    image = again.encode("image", regions["image"])
+    torch.testing.assert_close(again.ground(image, ["a dog"]), method.ground(image, ["a dog"]))
+    with pytest.raises(CheckpointError, match="no weights of CLOC's prompter"):
+        CLOC.from_open_clip(config, files[0], files[0], tokenizer=ClipTokenizer(16))
