@@ -8,7 +8,9 @@ from torch.utils.data import DataLoader
 import collimate
 from collimate.checkpoints import CheckpointError, save
 from collimate.configurable import build
+from collimate.data import DataModule, StrongImageAugmentation, open_source
 from collimate.encoders import Bert, TimmImageEncoder
+from collimate.evaluation.retrieval import evaluate_retrieval
 from collimate.losses.masked_tokens import UNSCORED
 from collimate.losses.queue import NO_ID
 from collimate.processing import HuggingFaceTokenizer, ImageProcessor
@@ -326,10 +328,46 @@ def test_reranking_gives_the_matching_head_s_logits(drawn):
     assert image.tokens.shape == (6, 17, 32)
 
 
+def test_maps_are_of_the_patches(drawn):
+    method = tcl().eval()
+    image, text = method.encode("image", drawn["image"]), method.encode("text", drawn["text"][:4])
+    assert (image.prefix, image.grid) == (1, (4, 4))
+    found = method.localization_map(image, text)
+    assert found.shape == (6, 4, 16)
+    assert (found >= 0).all()
+    assert found.std(2).max() > 0
+    assert all(parameter.grad is None for parameter in method.parameters())
+
+
+def test_real_pictures_with_five_captions_each(shared_data):
+    """Fine-tuning with the identity of pictures, validation, and retrieval re-ranked by the matching head."""
+    table = shared_data / "images_coco_captions" / "manifest.jsonl"
+    if not table.exists():
+        pytest.skip(f"no COCO excerpt at {table}")
+    method = tuning()
+    augmented = {"image": StrongImageAugmentation(scale=(0.5, 1.0))}
+    data = DataModule(
+        {f"{table}?split=train": 1.0}, f"{table}?split=test", batch_size=8, val_limit=9, augmentations=augmented
+    )
+    trainer = Trainer(
+        max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False, val_check_interval=3,
+    )  # fmt: skip
+    trainer.fit(method, data)
+    assert torch.isfinite(trainer.callback_metrics["val/itm"])  # also of the last batch, a lone sample
+    assert method.queue.added == 24
+    assert method.queue.ids.unique().numel() > 10
+    assert not torch.equal(method.queue["image"], tcl().queue["image"])
+    found = evaluate_retrieval(method, open_source(f"{table}?split=test"), limit=12, resamples=2, rerank=4)
+    assert {"image_retrieval_recall@5", "reranked_image_retrieval_recall@5"} <= found.metrics.keys()
+
+
 def test_a_lone_sample_can_be_validated_but_not_trained_on(drawn):
     lone = {name: value[:1] for name, value in without(drawn, *DRAWN).items()}
-    terms = tcl().eval().loss_terms(lone)
-    assert all(torch.isfinite(term) for term in terms.values())
+    repeated = {name: value[[0, 0, 0]] for name, value in drawn.items() if name not in DRAWN}
+    for method, batch in ((tcl(), lone), (tuning(), {**repeated, "id": torch.zeros(3, dtype=torch.int64)})):
+        terms = method.eval().loss_terms(batch)
+        assert all(torch.isfinite(term) for term in terms.values())
     with pytest.raises(ValueError, match="at least 2 a rank"):
         tcl().loss_terms(lone)
 

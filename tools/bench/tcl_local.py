@@ -7,8 +7,8 @@ The released form repeats the logits of each sample's negatives once for each of
 N x L x (1 + N L) numbers. "step" is the forward and backward pass of all six terms with a queue, from the towers'
 features on; there the released form of the other four takes log-softmaxes of N x (N + Q) numbers.
 
-Time: medians of interleaved calls in one process. Memory: growth of the peak of a fresh process over its state with
-the features in place.
+Time: medians of interleaved calls in one process. Memory of the local terms: growth of the peak of a fresh process over
+its state with the features in place.
 """
 
 from __future__ import annotations
@@ -115,33 +115,29 @@ def compare(what: str, samples: int, device: str, repeats: int) -> dict:
     torch.testing.assert_close(steps[OURS](), steps[RELEASED](), rtol=1e-4, atol=1e-5)
     seconds = _harness.interleaved(steps, repeats)
     del steps
-    mib = {whose: memory(what, whose, samples, device) / 2**20 for whose in (OURS, RELEASED)}
-    return {
-        "terms": what,
-        "N": samples,
-        f"{OURS} s": seconds[OURS],
-        f"{RELEASED} s": seconds[RELEASED],
-        "times as fast": seconds[RELEASED] / seconds[OURS],
-        f"{OURS} MiB": mib[OURS],
-        f"{RELEASED} MiB": mib[RELEASED],
-        "memory ratio": mib[OURS] / mib[RELEASED],
-    }
+    row: dict = {"terms": what, "N": samples, f"{OURS} s": seconds[OURS], f"{RELEASED} s": seconds[RELEASED]}
+    row["times as fast"] = seconds[RELEASED] / seconds[OURS]
+    if what == "local":  # in a step, the queue's logits outweigh those of the local terms
+        mib = {whose: memory(whose, samples, device) / 2**20 for whose in (OURS, RELEASED)}
+        row |= {f"{OURS} MiB": mib[OURS], f"{RELEASED} MiB": mib[RELEASED], "memory ratio": mib[OURS] / mib[RELEASED]}
+    return row
 
 
-def memory(what: str, whose: str, samples: int, device: str) -> int:
-    return _harness.extra_peak_memory("tools.bench.tcl_local", "--measure", what, whose, str(samples), device)
+def memory(whose: str, samples: int, device: str) -> int:
+    """Bytes by which the peak of a fresh process grows in one pass of the local terms."""
+    return _harness.extra_peak_memory("tools.bench.tcl_local", "--measure", whose, str(samples), device)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 128, 256, 512], help="samples to compare at")
-    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        what, whose, samples, device = options.measure
+        whose, samples, device = options.measure
         step("local", whose, 8, device)()  # libraries load and thread pools start before the measurement
-        run = step(what, whose, int(samples), device)
+        run = step("local", whose, int(samples), device)
         print(_harness.peak_growth(run))
         return
     cuda = options.device != "cpu"

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from collimate.distributed import LOCAL
 from collimate.encoders import Bert, Encoder, LinearProjection, projections_for
+from collimate.encoders.bert_maps import cross_attention_maps
 from collimate.encoding import Encoding
 from collimate.losses import FeatureQueue, Leading, SharedLabels, Targets
 from collimate.losses.masked_tokens import (
@@ -125,10 +126,16 @@ class TCL(Method):
         return encoding.replace(pooled=self.projections[modality](encoding.pooled))
 
     def rerank(self, image: Encoding, text: Encoding) -> Float[Tensor, " pairs"]:
-        """The logit that text i belongs to picture i, for encodings of equally many of both."""
-        return self._match({"image_tokens": image.tokens, "text_tokens": text.tokens, "text_mask": text.token_mask})[
-            "logits"
-        ][:, 1]
+        """The logit that text i belongs to picture i; see `collimate.evaluation.reranking`."""
+        rows = {"image_tokens": image.tokens, "text_tokens": text.tokens, "text_mask": text.token_mask}
+        return self._match(rows)["logits"][:, 1]
+
+    def localization_map(self, image: Encoding, text: Encoding) -> Float[Tensor, "N T L"]:
+        """Where the fusion encoder looks to see that a text belongs to a picture: its cross-attention by gradient."""
+        bert: Any = self.encoders["text"]
+        layer = (len(bert.layers) - bert.fusion_layer - 1) // 2  # the third of six: salesforce/ALBEF, Grounding.py
+        maps = cross_attention_maps(bert, lambda fused: self.itm_head(fused.pooled)[:, 1], image, text, layer)
+        return maps[:, :, image.prefix :]
 
     @torch.no_grad()
     def after_optimizer_step(self) -> None:
@@ -262,7 +269,8 @@ class TCL(Method):
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """The loss and the accuracy over true pairs, texts with wrong pictures, and pictures with wrong texts."""
         images = texts = own = torch.arange(len(features.image), device=scale.device)
-        if self.training or len(own) > 1:  # the last batch of validation may be a lone sample: its true pair alone
+        # The last batch of validation may be one sample, also one that is repeated: there are true pairs alone.
+        if self.training or len(own if ids is None else ids.unique()) > 1:
             by_text = negative_weights(scale * features.text @ momentum.image.T, ids)
             by_image = negative_weights(scale * features.image @ momentum.text.T, ids)
             wrong_image = batch["negative_image"] if "negative_image" in batch else draw_negatives(by_text)
@@ -304,8 +312,7 @@ class TCL(Method):
         """From the released code's weights, pre-trained or fine-tuned; those of ALBEF have the same form.
 
         Fine-tuned ones know the ids of pictures, and come as what fine-tunes: `image_ids`, no masked modelling,
-        temperature free. The released code moves the momentum copies at the beginning of a step and saves between two,
-        so that a file lacks the last move: it is made here.
+        temperature free.
 
         Args:
             checkpoint: a file, or a state dict.
@@ -324,7 +331,6 @@ class TCL(Method):
         )
         method = cls(**arguments)
         fill(method, weights)
-        method.after_optimizer_step()
         return method.eval()
 
 
@@ -332,9 +338,10 @@ FUSED = ("image_tokens", "text_tokens", "text_mask")
 
 
 def with_class_token(encoding: Encoding) -> Encoding:
-    """A picture's tokens with the class token, which is its pooled vector, in front; they lie on no grid then."""
+    """A picture's tokens with the class token, which is its pooled vector, in front."""
     assert encoding.tokens is not None
-    return Encoding(encoding.pooled, torch.cat([encoding.pooled[:, None], encoding.tokens], 1))
+    tokens = torch.cat([encoding.pooled[:, None], encoding.tokens], 1)
+    return Encoding(encoding.pooled, tokens, None, encoding.grid, 0 if encoding.grid is None else 1)
 
 
 def _check(image: Encoder, text: Bert, mask_rate: float) -> None:

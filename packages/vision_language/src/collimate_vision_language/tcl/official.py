@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from timm.layers import resample_abs_pos_embed  # type: ignore[attr-defined]
-from torch import Tensor, nn
+from torch import Tensor
 
 from collimate.checkpoints.files import CheckpointError, read_safetensors, read_state_dict, tidy
 from collimate.checkpoints.folder import WEIGHTS
@@ -18,6 +18,7 @@ from collimate.encoders import Bert, TimmImageEncoder
 from collimate.encoders.bert_weights import official_bert_weights
 from collimate.losses.queue import NO_ID
 from collimate.processing import HuggingFaceTokenizer, ImageProcessor, Processor, Tokenizer
+from collimate.training import Method
 
 NAMES = (
     Rename("visual_encoder.", "encoders.image.model."),
@@ -95,22 +96,25 @@ def named(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def fill(method: nn.Module, source: str | Mapping[str, Tensor]) -> None:
+def fill(method: Method, source: str | Mapping[str, Tensor]) -> None:
     """Give a TCL the weights of another, with its own size of pictures.
+
+    The released code moves the momentum copies at the beginning of a step and saves between two, so that its files lack
+    the last move: it is made here.
 
     What may be absent, or is left out where the method has no use for it: the token head, the ids of a queue, a queue
     of another length; and momentum copies, which then begin as copies.
 
     Args:
         method: a TCL.
-        source: a released file; a folder that `collimate.save` wrote of a TCL; or weights by its own names.
+        source: a released file; its weights, by the names of `TCL`; or a folder that `save` wrote of a TCL.
 
     Raises:
         CheckpointError: other weights are missing or too many, or of another shape.
     """
-    what = "the weights" if isinstance(source, Mapping) else str(source)
+    what, released = ("the weights", True) if isinstance(source, Mapping) else (source, not Path(source).is_dir())
     if isinstance(source, str):
-        source = read_safetensors(Path(source) / WEIGHTS) if Path(source).is_dir() else named(read_state_dict(source))
+        source = named(read_state_dict(source)) if released else read_safetensors(Path(source) / WEIGHTS)
     own, weights = method.state_dict(), dict(source)
     for name in POSITIONS:
         if name in weights and name in own:
@@ -128,6 +132,8 @@ def fill(method: nn.Module, source: str | Mapping[str, Tensor]) -> None:
             f"{', '.join(sorted(wrong)[:4])} ({len(wrong)} in all)."
         )
     method.load_state_dict(weights)
+    if released:
+        method.after_optimizer_step()
 
 
 def _may_be_absent(name: str) -> bool:
