@@ -6,6 +6,9 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 
 import collimate
 from collimate.checkpoints.files import CheckpointError
@@ -13,8 +16,9 @@ from collimate.encoders import Bert
 from collimate.encoders.bert_weights import official_bert_weights
 from collimate.encoding import Encoding
 from collimate.processing import HuggingFaceTokenizer
-from collimate.testing import assert_close
+from collimate.testing import assert_close, run_on_ranks
 from collimate.training import momentum_copy
+from collimate.training.sharding import shard
 
 SIZES = {"vocab_size": 60, "context_length": 12, "width": 16, "layers": 3, "heads": 2, "hidden": 24}
 THEIRS = {
@@ -266,6 +270,32 @@ def test_cross_attention_weights_come_with_their_gradient():
     assert (gradient[-1][:, :, 1:] == 0).all()  # in the last layer, [CLS] has only its own attention
     model.fuse(text, other)
     assert len(weights) == 2
+
+
+def gradients(rank, ranks):
+    """Of a BERT whose every mode takes part in a loss, sharded where there are ranks."""
+    model, head = bert(fusion_layer=1, cross_width=CROSS, token_head=True, dropout=0.0), nn.Linear(16, 2)
+    whole = nn.ModuleDict({"bert": model, "head": head})
+    own = slice(rank * 2, rank * 2 + 2) if ranks else slice(0, 4)
+    if ranks:
+        shard(whole, init_device_mesh("cpu", (ranks,)))
+    drawn = torch.Generator().manual_seed(2)
+    words, tokens = torch.randint(1, 60, (4, LENGTH), generator=drawn), torch.randn(4, 5, CROSS, generator=drawn)
+    words, other = words[own], Encoding(tokens[own, 0], tokens[own])
+    for _ in range(2):  # in the second step, what the first one gathered is spread again
+        whole.zero_grad()
+        text = model(words)
+        told = model.token_logits(model.fuse(model(words.flip(1)), other).tokens)
+        matched = head(model.fuse(text, other).pooled)
+        (told.square().mean() + matched.square().mean() + text.pooled.square().mean()).backward()
+    found = {name: parameter.grad for name, parameter in whole.named_parameters()}
+    return {name: each.full_tensor() if isinstance(each, DTensor) else each for name, each in found.items()}
+
+
+def test_sharded_over_ranks_every_mode_gives_the_same_gradients():
+    alone = gradients(0, 0)
+    for found in run_on_ranks(gradients, [(0, 2), (1, 2)]):
+        assert_close(found, alone, 1e-4, "sharded")
 
 
 # What is refused --------------------------------------------------------------------------------------------------
