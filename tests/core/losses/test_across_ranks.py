@@ -115,6 +115,11 @@ def dense():
     return {"weight_rows": weights, "weight_columns": weights.T.contiguous()}
 
 
+def queues():
+    draw = torch.Generator().manual_seed(4)
+    return {name: torch.randn(size, WIDTH, generator=draw) for name, size in (("image_queue", 7), ("text_queue", 9))}
+
+
 def mask():
     kept = torch.rand(BATCH, BATCH, generator=torch.Generator().manual_seed(3)) > 0.4
     return kept | torch.eye(BATCH, dtype=torch.bool)
@@ -125,7 +130,7 @@ CASES = {
     clip_in_float64: (rows(), SCALE),
     clip_with_ids: (rows(labels=labels()), SCALE),
     clip_with_pair_weights: (rows(weights=torch.linspace(0.1, 2, BATCH)), SCALE),
-    clip_with_queues: (rows(), SCALE | {"image_queue": torch.randn(7, WIDTH), "text_queue": torch.randn(9, WIDTH)}),
+    clip_with_queues: (rows(), SCALE | queues()),
     shared_labels: (rows(labels=labels()), SCALE),
     softened: (rows(**teachers()), SCALE),
     similarities: (rows(**teachers()), SCALE),
