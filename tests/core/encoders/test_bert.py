@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 import collimate
 from collimate.checkpoints.files import CheckpointError
-from collimate.encoders import Bert
+from collimate.encoders import Bert, LoRA
 from collimate.encoders.bert_weights import official_bert_weights
 from collimate.encoding import Encoding
 from collimate.processing import HuggingFaceTokenizer
@@ -212,6 +212,26 @@ def test_padding_of_texts_and_pictures_does_not_matter(how):
         near(found.tokens[row, :length], one.tokens[0, :length], f"{how}, row {row}")
 
 
+def test_padding_is_known_by_its_id():
+    model = bert()
+    padded = ids().masked_fill(~mask(), 0)
+    found, given = model(padded), model(padded, mask())
+    assert torch.equal(found.mask, mask())
+    assert torch.equal(found.tokens, given.tokens)
+
+
+def test_low_rank_updates_leave_the_tied_decoder_alone():
+    peft = pytest.importorskip("peft")
+    adapted = LoRA(fusing(), rank=2).eval()
+    layers = [name for name, layer in adapted.named_modules() if isinstance(layer, peft.tuners.lora.LoraLayer)]
+    assert any(".crossattention.self.query" in name for name in layers)
+    assert not any("decoder" in name for name in layers)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_()
+    near(adapted.merged().eval()(ids()).tokens, adapted(ids()).tokens, "merged")
+
+
 def test_a_picture_changes_what_a_text_says():
     model = fusing()
     text = model(ids(), mask())
@@ -225,7 +245,7 @@ def test_joined_tokens_are_those_of_both():
     fused = model.fuse_joined(text, video)
     assert fused.tokens.shape == (PICTURES, LENGTH + PATCHES, 16)
     assert torch.equal(fused.mask, torch.cat([mask(), torch.ones(PICTURES, PATCHES, dtype=torch.bool)], 1))
-    assert model.fuse_joined(model(ids()), video).mask is None
+    assert model.fuse_joined(model(ids()), video).mask.all()
 
 
 def test_a_text_of_padding_alone_is_finite():

@@ -33,7 +33,8 @@ class LoRA(Encoder):
         alpha: their scale, times the rank.
         dropout: dropout on the input of the updates.
         targets: a regular expression for the full names of the layers to adapt. If None, all linear layers
-            and 1x1 convolutions are, those of the attentions too; the patch embedding is none of them.
+            and 1x1 convolutions are, those of the attentions too; the patch embedding is none of them, nor is a
+            decoder whose matrix is the embeddings.
 
     Raises:
         ValueError: no layer fits.
@@ -141,9 +142,11 @@ def _split_attentions(module: nn.Module) -> None:
 
 
 def _layers(module: nn.Module) -> list[str]:
-    """Full names of what multiplies one vector by a matrix."""
+    """Full names of what multiplies one vector by a matrix of its own: an update of embeddings' would be theirs too."""
+    tied = {id(child.weight) for child in module.modules() if isinstance(child, nn.Embedding)}
     return [
         name
         for name, child in module.named_modules()
-        if isinstance(child, nn.Linear) or (isinstance(child, nn.Conv2d) and child.kernel_size == (1, 1))
+        if (isinstance(child, nn.Linear) and id(child.weight) not in tied)
+        or (isinstance(child, nn.Conv2d) and child.kernel_size == (1, 1))
     ]

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from collimate.encoders.base import Encoder, strides
-from collimate.encoders.bert_layers import INITIAL_STD, BertEmbeddings, BertLayer, BertTokenHead
+from collimate.encoders.bert_layers import INITIAL_STD, PADDING, BertEmbeddings, BertLayer, BertTokenHead
 from collimate.encoders.bert_weights import fill_bert
 from collimate.encoding import Encoding
 
@@ -98,11 +98,12 @@ class Bert(Encoder):
 
         Args:
             inputs: ids.
-            mask: True where a token is real; all are unless given.
+            mask: True where a token is real; where its id is not 0, BERT's padding, unless given.
 
         Raises:
             ValueError: the texts are longer than `context_length`.
         """
+        mask = inputs != PADDING if mask is None else mask
         return self._through(self.layers[: self.fusion_layer], self.embeddings(inputs), mask)
 
     def fuse(self, text: Encoding, other: Encoding) -> Encoding:

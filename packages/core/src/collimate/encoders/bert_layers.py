@@ -19,6 +19,7 @@ from torch.nn.functional import dropout, gelu, scaled_dot_product_attention
 
 LAYER_NORM_EPS = 1e-12  # google-research/bert, modeling.py; all published weights have it
 INITIAL_STD = 0.02  # BERT, appendix A.2: google-research/bert, modeling.py
+PADDING = 0  # the id that fills up short texts, in all published vocabularies
 TOKEN_TYPES = 2  # first and second sentence; texts here are first sentences throughout
 
 
@@ -27,7 +28,7 @@ class BertEmbeddings(nn.Module):
 
     def __init__(self, vocab_size: int, context_length: int, width: int, dropout: float) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(vocab_size, width, padding_idx=0)  # padding learns nothing
+        self.word_embeddings = nn.Embedding(vocab_size, width, padding_idx=PADDING)  # padding learns nothing
         self.position_embeddings = nn.Embedding(context_length, width)
         self.token_type_embeddings = nn.Embedding(TOKEN_TYPES, width)
         self.LayerNorm = nn.LayerNorm(width, LAYER_NORM_EPS)
