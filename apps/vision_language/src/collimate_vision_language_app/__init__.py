@@ -9,6 +9,7 @@ APP = App(
     demo="clip_demo",
     verbs={
         "localize": Verb("collimate.evaluation.commands:localize", "point at phrases, and segment by class names"),
+        "regions": Verb("collimate.evaluation.commands:regions", "name, match and find what boxes hold"),
         "compositional": Verb("collimate.evaluation.commands:compositional", "choose captions among hard negatives"),
         "consistency": Verb(
             "collimate_vision_language_app.commands:consistency",

@@ -1,4 +1,4 @@
-"""Zero-shot classification, retrieval, probes, localization, compositional choice; intervals; reports.
+"""Zero-shot classification, retrieval, probes, localization, regions, compositional choice; intervals; reports.
 
 What needs torch is imported when it is first used, so that the verbs' help answers at once.
 """
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collimate.evaluation.after_training import AfterTraining
     from collimate.evaluation.bootstrap import confidence_intervals
+    from collimate.evaluation.by_region import evaluate_regions
     from collimate.evaluation.compositional import evaluate_compositional
     from collimate.evaluation.embedding import write_embeddings
     from collimate.evaluation.features import Features, extract
@@ -41,6 +42,7 @@ __all__ = [
     "evaluate_compositional",
     "evaluate_localization",
     "evaluate_probe",
+    "evaluate_regions",
     "evaluate_retrieval",
     "evaluate_zero_shot",
     "extract",
@@ -57,6 +59,7 @@ __all__ = [
 _HOMES = {
     "after_training": ("AfterTraining",),
     "bootstrap": ("confidence_intervals",),
+    "by_region": ("evaluate_regions",),
     "compositional": ("evaluate_compositional",),
     "embedding": ("write_embeddings",),
     "features": ("Features", "extract"),

@@ -33,6 +33,7 @@ class AfterTraining(Configurable):
         probe: name -> arguments of `evaluate_probe`; `train` and `test` instead of `data`.
         localize: name -> arguments of `evaluate_localization`.
         compositional: name -> arguments of `evaluate_compositional`.
+        regions: name -> arguments of `evaluate_regions`.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class AfterTraining(Configurable):
         probe: dict[str, dict[str, Any]] | None = None,
         localize: dict[str, dict[str, Any]] | None = None,
         compositional: dict[str, dict[str, Any]] | None = None,
+        regions: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         self.wanted = {
             "zero_shot": zero_shot or {},
@@ -49,6 +51,7 @@ class AfterTraining(Configurable):
             "probe": probe or {},
             "localize": localize or {},
             "compositional": compositional or {},
+            "regions": regions or {},
         }
         for kind, evaluations in self.wanted.items():
             needed = {"train", "test"} if kind == "probe" else {"data"}
@@ -69,6 +72,7 @@ class AfterTraining(Configurable):
             name -> what was found.
         """
         import collimate
+        from collimate.evaluation.by_region import evaluate_regions
         from collimate.evaluation.compositional import evaluate_compositional
         from collimate.evaluation.localization import evaluate_localization
         from collimate.evaluation.probes import evaluate_probe
@@ -81,6 +85,7 @@ class AfterTraining(Configurable):
             "probe": evaluate_probe,
             "localize": evaluate_localization,
             "compositional": evaluate_compositional,
+            "regions": evaluate_regions,
         }
         model = collimate.load(model_folder)
         report = Report(f"{type(model).__name__}: training and evaluation", str(output))

@@ -1,4 +1,4 @@
-"""The verbs `zero-shot`, `retrieval`, `probe`, `embed`, and `localize` and `compositional` of the apps that have them.
+"""The verbs `zero-shot`, `retrieval`, `probe`, `embed`, and those of some apps: `localize`, `regions`, `compositional`.
 
 What is heavy is imported when they run.
 """
@@ -338,6 +338,61 @@ def compositional(
         precision,
         limit,
         resamples,
+    )
+    _report(found, checkpoint, output)
+
+
+def regions(
+    checkpoint: str,
+    data: str,
+    classes: str | list[str] | None = None,
+    templates: str | list[str] = "name",
+    by: Literal["auto", "prompts", "crops"] = "auto",
+    output: str = "runs/regions",
+    modality: str | None = None,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: str = "auto",
+    precision: Precision = "float32",
+    limit: int | None = None,
+    resamples: int = 1000,
+) -> None:
+    """Name the contents of boxes, match boxes and phrases, and find the box of a phrase.
+
+    Args:
+        checkpoint: a model folder, or a .ckpt of a training run.
+        data: samples with boxes and their phrases (`regions.json`; in a table, the column `regions` or `boxes`).
+        classes: a JSON or YAML file with names, or with texts for each class, or the names; what the data know unless
+            given.
+        templates: what class names are put into: `name` (nothing), `photo`, `imagenet7`, `imagenet`, a file, or
+            templates with {}.
+        by: how a box gets its vector: by the model's own `prompts`, by `crops` of the picture, or `auto`, by prompts
+            where the model has them.
+        output: the folder of report.html and report.json.
+        modality: what the boxes lie in; the model's first that is not text unless given.
+        batch_size: samples encoded at a time.
+        num_workers: processes that read and decode; 0 reads in this one.
+        device: `auto` is the first GPU where there is one, else the CPU.
+        precision: of the encoders.
+        limit: at most so many samples, spread over the data.
+        resamples: of the bootstrap intervals.
+    """
+    from collimate.data import open_source
+    from collimate.evaluation.by_region import evaluate_regions
+
+    found = evaluate_regions(
+        _method(checkpoint),
+        open_source(data),
+        classes,
+        templates,
+        by,
+        modality=modality,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        device=device,
+        precision=precision,
+        limit=limit,
+        resamples=resamples,
     )
     _report(found, checkpoint, output)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from torch.nn.functional import interpolate
 
 SIDE = 320  # pixels of the shorter side of what is drawn
 LEGEND = 8  # classes that a legend names
+Boxes = Sequence[Sequence[float]]
+_GREEN, _RED = (72, 214, 120), (240, 84, 74)
 _HEAT = colormaps["inferno"]
 _WHEEL = [tuple(round(255 * part) for part in colormaps["tab10"](number)[:3]) for number in (0, 1, 2, 3, 4, 5, 6, 8, 9)]
 
@@ -70,6 +73,27 @@ def heat(
     for width, colour in ((7, (0, 0, 0)), (3, (80, 255, 160))):
         draw.line((x - arm, y - arm, x + arm, y + arm), fill=colour, width=width)
         draw.line((x - arm, y + arm, x + arm, y - arm), fill=colour, width=width)
+    return found
+
+
+def boxed(picture: Image.Image, chosen: Boxes, own: Boxes, others: Boxes, right: bool) -> Image.Image:
+    """A picture with boxes: what was chosen, green if it is right and red if not; what was meant, dashed; and the rest.
+
+    Args:
+        picture: a canvas.
+        chosen, own, others: x0, y0, x1, y1 as shares of the picture.
+        right: whether the choice is.
+    """
+    found = picture.copy()
+    draw = ImageDraw.Draw(found)
+    for boxes, colour, width in ((others, (235, 235, 235), 1), (chosen, _GREEN if right else _RED, 4)):
+        for box in boxes:
+            if corners := _corners(box, picture):
+                draw.rectangle(_grown(corners, 1), outline=(0, 0, 0), width=width + 2)
+                draw.rectangle(corners, outline=colour, width=width)
+    for box in own:
+        if corners := _corners(box, picture):
+            _dashed(draw, corners)
     return found
 
 
@@ -145,6 +169,25 @@ def _painted(
         own = large == number
         found[own] = (1 - strength) * under[own] + strength * np.array(colour, np.float32)
     return Image.fromarray(found.astype(np.uint8))
+
+
+def _corners(box: Sequence[float], picture: Image.Image) -> tuple[float, float, float, float] | None:
+    """A box of shares in the canvas' pixels, so far inside that its outline is seen; None where it has no area."""
+    sides, edge = (picture.width, picture.height), 3
+    x0, y0, x1, y1 = (min(max(share * sides[at % 2], edge), sides[at % 2] - 1 - edge) for at, share in enumerate(box))
+    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
+
+
+def _dashed(draw: ImageDraw.ImageDraw, corners: tuple[float, float, float, float], dash: int = 9) -> None:
+    x0, y0, x1, y1 = corners
+    for start, end in (((x0, y0), (x1, y0)), ((x1, y0), (x1, y1)), ((x1, y1), (x0, y1)), ((x0, y1), (x0, y0))):
+        length = max(abs(end[0] - start[0]), abs(end[1] - start[1]))
+        steps = max(1, round(length / dash))
+        points = [
+            tuple(a + (b - a) * step / steps for a, b in zip(start, end, strict=True)) for step in range(steps + 1)
+        ]
+        for number, (one, other) in enumerate(pairwise(points)):
+            draw.line((*one, *other), fill=(255, 255, 255) if number % 2 else (0, 0, 0), width=3)
 
 
 def _enlarged(picture: Image.Image) -> tuple[int, int]:
