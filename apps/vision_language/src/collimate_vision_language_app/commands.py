@@ -34,12 +34,9 @@ def consistency(
         limit: at most so many samples, spread over the data.
         resamples: of the bootstrap intervals.
     """
-    from rich import get_console
-
     import collimate
-    from collimate.console import say
     from collimate.data import open_source
-    from collimate.evaluation import Report
+    from collimate.evaluation.commands import publish
     from collimate_vision_language.consistency import evaluate_consistency
 
     found = evaluate_consistency(
@@ -53,10 +50,7 @@ def consistency(
         limit,
         resamples,
     )
-    report = Report(found.title, checkpoint)
-    found.add_to(report)
-    page = report.save(output)
     table = Path(output) / "weights.csv"
+    table.parent.mkdir(parents=True, exist_ok=True)
     found.write_table(table)
-    get_console().print(found.table())
-    say(f"Report: {page}\nJSON:   {page.with_suffix('.json')}\nTable:  {table}")
+    publish(found, checkpoint, output, Table=table)

@@ -9,7 +9,6 @@ Shape legend: N samples, R resamples.
 from __future__ import annotations
 
 import csv
-import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torch import Tensor
 from collimate.data import CaptionChoice, CorruptSample, Sample, Source
 from collimate.data.captions import captions_of
 from collimate.data.decoding import Undecodable, value_of
+from collimate.data.loading import restoring_generators, seed_generators
 from collimate.distributed import LOCAL
 from collimate.evaluation import figures
 from collimate.evaluation.bootstrap import Statistic, confidence_intervals, evaluate
@@ -229,17 +229,15 @@ def _groups(truths: Sequence[bool | None]) -> dict[str, Bool[Tensor, " N"]]:
 
 def _texts(source: Source, place: int, choices: Mapping[str, CaptionChoice]) -> Texts | None:
     """The texts of a sample, drawn alike each time where there are several; None where there is no raw one."""
-    state = random.getstate()
-    random.seed(place)
-    try:
-        sample = source.read(place)
-        captions = captions_of(sample)
-        text, caption = (choices[name](captions) for name in ("text", "caption"))
-        truths = _truths(sample)
-    except (Undecodable, CorruptSample):
-        return None
-    finally:
-        random.setstate(state)
+    with restoring_generators():
+        seed_generators(0, place)
+        try:
+            sample = source.read(place)
+            captions = captions_of(sample)
+            text, caption = (choices[name](captions) for name in ("text", "caption"))
+            truths = _truths(sample)
+        except (Undecodable, CorruptSample):
+            return None
     if not isinstance(text, str) or isinstance(caption, list):
         raise ValueError("A sample has one text and one caption here: choose with OneCaption.")
     return Texts(text, caption, truths.get(text), None if caption is None else truths.get(caption))

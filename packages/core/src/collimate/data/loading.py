@@ -217,7 +217,7 @@ class _Stream(Dataset[Batch]):
         if self._downloads:
             self._look_ahead(positions)
         corrupt: list[tuple[str, CorruptSample]] = []
-        with _restoring_generators():
+        with restoring_generators():
             batch = collate([self._row(position, corrupt) for position in positions])
         batch["position"] = torch.tensor(positions)
         batch[CORRUPT] = corrupt
@@ -256,7 +256,7 @@ class _Once(Dataset[Batch]):
     def __getitems__(self, rows: list[tuple[int, bool]]) -> Batch:
         corrupt: list[tuple[str, CorruptSample]] = []
         found: dict[int, dict[str, Any] | None] = {}
-        with _restoring_generators():
+        with restoring_generators():
             for index, _ in rows:
                 if index not in found:
                     seed_generators(0, index)
@@ -325,7 +325,7 @@ def seed_generators(seed: int, position: int) -> None:
 
 
 @contextmanager
-def _restoring_generators() -> Iterator[None]:
+def restoring_generators() -> Iterator[None]:
     """Keep this process's generators as they were, unless it is a worker and has nothing else to draw."""
     if get_worker_info() is not None:
         yield

@@ -62,7 +62,7 @@ def zero_shot(
         limit=limit,
         resamples=resamples,
     )
-    _report(found, checkpoint, output)
+    publish(found, checkpoint, output)
 
 
 def retrieval(
@@ -122,7 +122,7 @@ def retrieval(
         identity={"checkpoint": checkpoint},
         rerank=rerank,
     )
-    _report(found, checkpoint, output)
+    publish(found, checkpoint, output)
 
 
 def probe(
@@ -184,7 +184,7 @@ def probe(
         limit,
         seed=seed,
     )
-    _report(found, checkpoint, output)
+    publish(found, checkpoint, output)
 
 
 def embed(
@@ -292,7 +292,7 @@ def localize(
         limit,
         resamples,
     )
-    _report(found, checkpoint, output)
+    publish(found, checkpoint, output)
 
 
 def compositional(
@@ -339,7 +339,7 @@ def compositional(
         limit,
         resamples,
     )
-    _report(found, checkpoint, output)
+    publish(found, checkpoint, output)
 
 
 def regions(
@@ -394,7 +394,29 @@ def regions(
         limit=limit,
         resamples=resamples,
     )
-    _report(found, checkpoint, output)
+    publish(found, checkpoint, output)
+
+
+def publish(found: Result, checkpoint: str, output: str, **further: Path) -> None:
+    """Print what an evaluation found, write its report, and say where that lies: the end of every verb.
+
+    Args:
+        found: numbers and figures.
+        checkpoint: of the model that was evaluated.
+        output: the report's folder.
+        further: other files that the verb wrote, by what they are.
+    """
+    from rich import get_console
+
+    from collimate.console import say
+    from collimate.evaluation.report import Report
+
+    report = Report(found.title, checkpoint)
+    found.add_to(report)
+    page = report.save(Path(output))
+    get_console().print(found.table())
+    files = {"Report": page, "JSON": page.with_suffix(".json"), **further}
+    say("\n".join(f"{name + ':':<8}{path}" for name, path in files.items()))
 
 
 def _method(checkpoint: str) -> Any:
@@ -410,17 +432,3 @@ def _method(checkpoint: str) -> Any:
     if not isinstance(model, Method):
         raise ValueError(f"{checkpoint} holds a {type(model).__name__} alone; it can be probed and embedded only.")
     return model
-
-
-def _report(found: Result, checkpoint: str, output: str) -> None:
-    """Print the table, write the report."""
-    from rich import get_console
-
-    from collimate.console import say
-    from collimate.evaluation.report import Report
-
-    report = Report(found.title, checkpoint)
-    found.add_to(report)
-    page = report.save(Path(output))
-    get_console().print(found.table())
-    say(f"Report: {page}\nJSON:   {page.with_suffix('.json')}")

@@ -30,7 +30,7 @@ from collimate.evaluation.metrics import Scorer
 from collimate.training import Method
 
 TOKEN_SCORES = 2**24  # similarities between tokens held at a time, 64 MiB
-SCORES = 2**22  # scores held at a time when searching, 16 MiB
+SCORES = 2**22  # scores held at a time, 16 MiB; ranking them takes a few times as much
 
 
 class EmbeddingIndex:

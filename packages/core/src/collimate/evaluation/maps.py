@@ -99,9 +99,8 @@ def point(scores: Float[Tensor, "h w"], boxes: Float[Tensor, "B 4"], height: int
         height, width: of that picture.
     """
     within = inside(boxes, height, width).float()
-    share = adaptive_avg_pool2d(within[None, None], (scores.shape[0], scores.shape[1]))[
-        0, 0
-    ]  # of each cell that is inside
+    cells = (scores.shape[0], scores.shape[1])
+    share = adaptive_avg_pool2d(within[None, None], cells)[0, 0]  # of each cell that is inside
     weights = scores - scores.min()
     weights = weights if weights.sum() > 0 else torch.ones_like(weights)
     row, column = divmod(int(scores.argmax()), scores.shape[1])

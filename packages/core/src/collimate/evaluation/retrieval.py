@@ -34,14 +34,12 @@ from collimate.evaluation.features import (
     progress_of,
     settings_of,
 )
-from collimate.evaluation.index import EmbeddingIndex, Rows, scorer
+from collimate.evaluation.index import SCORES, EmbeddingIndex, Rows, scorer
 from collimate.evaluation.metrics import RECALLS, check_owners, ranks, retrieval_statistic
 from collimate.evaluation.report import Report
 from collimate.evaluation.reranking import check_reranker, pair_scores, reranked
 from collimate.evaluation.result import Result
 from collimate.training import Method
-
-SCORES = 2**22  # scores held at a time, 16 MiB; ranking them takes a few times as much
 
 
 def evaluate_retrieval(
