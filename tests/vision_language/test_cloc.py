@@ -4,13 +4,16 @@ import json
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 import collimate
 from collimate.checkpoints import CheckpointError, export, save
 from collimate.checkpoints.open_clip import to_open_clip
 from collimate.configurable import build
+from collimate.data import DataModule, RegionChoice, Source, open_source
 from collimate.encoders import OpenClipImageEncoder, OpenClipTextEncoder, TimmImageEncoder
 from collimate.encoding import Encoding
+from collimate.evaluation import Report, evaluate_regions
 from collimate.losses import clip_loss, region_text_loss
 from collimate.processing import ClipTokenizer, ImageProcessor
 from collimate.testing import assert_cached_equals_full, assert_close, assert_same_on_ranks, assert_saved_memory_below
@@ -362,3 +365,46 @@ def test_the_export_drops_in_for_a_clip_and_keeps_the_prompter_beside_it(regions
     torch.testing.assert_close(again.ground(image, ["a dog"]), method.ground(image, ["a dog"]))
     with pytest.raises(CheckpointError, match="no weights of CLOC's prompter"):
         CLOC.from_open_clip(config, files[0], files[0], tokenizer=ClipTokenizer(16))
+
+
+# Real pictures ----------------------------------------------------------------------------------------------------
+
+
+def test_boxes_of_coco(shared_data, tmp_path):
+    """From the table to regions that find their words: a few steps on a few photographs, seen again."""
+    table = shared_data / "images_coco_captions" / "manifest.jsonl"
+    if not table.is_file():
+        pytest.skip(f"no COCO excerpt at {table}")
+    source = open_source(f"{table}?split=test")
+    method = cloc(similar=0.999)  # texts of so small and new a tower are all alike
+    method.optimization = Optimization(lr=3e-3, warmup=0, schedule="constant")
+    data = DataModule(Boxed(source, 16), batch_size=16, regions=RegionChoice(6))
+    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(max_steps=60, enable_model_summary=False, use_distributed_sampler=False, **options)
+    trainer.fit(method, data)
+    assert method.statistics["regions/share of pictures"] == 1
+    assert 0 < method.statistics["regions/negatives kept"] < 1  # the same class in several pictures
+    trained, new = (
+        evaluate_regions(each, Boxed(source, 16), recalls=[10], device="cpu", resamples=10) for each in (method, cloc())
+    )
+    assert trained.protocol["regions"] == new.protocol["regions"]
+    for name in ("region_to_text_recall@10", "text_to_region_recall@10", "region_accuracy"):
+        assert trained.metrics[name] > new.metrics[name]
+    assert {"grounding_iou", "image_retrieval_recall@10"} <= trained.metrics.keys()
+    report = Report("Regions of COCO")
+    trained.add_to(report)
+    assert report.save(tmp_path).read_text().count("<img") >= 6
+
+
+class Boxed(Source):
+    """The first samples of a source that have several boxes."""
+
+    def __init__(self, source, size):
+        self.source, self.name = source, source.name
+        self.places = [place for place in range(len(source)) if len(source.read(place)["regions.json"]) > 2][:size]
+
+    def __len__(self):
+        return len(self.places)
+
+    def read(self, index):
+        return self.source.read(self.places[index])

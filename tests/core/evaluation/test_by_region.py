@@ -193,7 +193,7 @@ def test_what_cannot_be_evaluated_is_named():
         def read(self, index):
             return {**super().read(index), "regions.json": []}
 
-    with pytest.raises(ValueError, match="no region is in view.*data inspect"):
+    with pytest.raises(ValueError, match=r"no region is in view.*data inspect"):
         evaluate_regions(Prompted(8), Empty(3), **OPTIONS)
     with pytest.raises(ValueError, match="has no `placement`"):
         evaluate_regions(ColourMethod(), ColourScenes(), **OPTIONS)

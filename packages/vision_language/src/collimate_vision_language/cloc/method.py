@@ -21,6 +21,10 @@ Departures:
 - The paper's towers pool by attention; here each tower pools as it is made to.
 - The paper tells texts apart by a T5 tokenizer; here by the one that is given.
 
+The filter of similar texts has no floor. To a new text tower all texts are alike, so that L_CLOC is 0 until L_CLIP has
+set captions apart; and a small tower that learns too fast can keep it low by making texts alike. The statistic
+`regions/negatives kept` tells; `similar` nearer to 1 leaves out equal words alone.
+
 λ is that of a batch: with `accumulate_grad_batches`, each of these has its own. The `GradientCache` callback takes that
 of the whole.
 
@@ -60,7 +64,8 @@ class CLOC(Method):
     no regions. An encoded picture has as its tokens what prompts look at, in the tower's width.
 
     Args:
-        image_encoder: the image tower; it has tokens.
+        image_encoder: the image tower; it has tokens. A prompter knows of their places what they hold themselves: those
+            of a ViT have positions.
         text_encoder: the tower of captions, of the regions' texts and of prompts.
         image_processor: how pictures become the image tower's input. The paper's does not crop: `resize="longest"`.
         tokenizer: how texts become the text tower's input.
