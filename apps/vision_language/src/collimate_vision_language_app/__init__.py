@@ -4,7 +4,7 @@ from collimate.app import App, Verb
 
 APP = App(
     name="vision-language",
-    summary="images and text: CLIP, SigLIP, FILIP, ALIP, DreamLIP, FLAIR, TCL",
+    summary="images and text: CLIP, SigLIP, FILIP, ALIP, DreamLIP, FLAIR, TCL, CLOC",
     package="collimate_vision_language_app",
     demo="clip_demo",
     verbs={
