@@ -1,0 +1,37 @@
+"""Which frames, and which patches, are padding, given which samples are.
+
+The exact rule: a window of a padded clip is real where all of it lies in the clip. Those are the windows that the clip
+has when it is alone, so that no clip's encoding depends on what it is batched with.
+
+The official rule (microsoft/unilm, beats/BEATs.py, forward_padding_mask) is approximate: it cuts the mask into as many
+equal pieces as there are windows and drops the rest, first samples for frames, then frames for patches, although these
+lie 8 to a time step. A piece is real where any of it is. It is needed to get the numbers of the released code, and of
+models that were fine-tuned with it.
+
+Shape legend: B clips, N positions, P pieces, W windows.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from jaxtyping import Bool
+from torch import Tensor
+
+PaddingRule: TypeAlias = Literal["exact", "official"]
+
+
+def real_windows(mask: Bool[Tensor, "B N"], size: int, stride: int) -> Bool[Tensor, "B W"]:
+    """Windows all of whose positions are real.
+
+    Args:
+        mask: True where a position is real.
+        size, stride: of the windows, in positions; only whole ones count.
+    """
+    return mask.unfold(1, size, stride).all(-1)
+
+
+def real_pieces(mask: Bool[Tensor, "B N"], count: int) -> Bool[Tensor, "B P"]:
+    """The official rule: P = `count` equal pieces, real where any position is."""
+    length = mask.shape[1] // count
+    return mask[:, : mask.shape[1] - mask.shape[1] % count].unflatten(1, (count, length)).any(-1)

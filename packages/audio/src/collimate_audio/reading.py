@@ -1,0 +1,111 @@
+"""Sound from files, bytes and arrays: mono float32 in [-1, 1], with its sampling rate.
+
+soundfile reads WAV, FLAC, OGG and MP3 without system packages; what it refuses, such as the sound of a container, goes
+to torchcodec where that is installed.
+
+Shape legend: N samples, C channels.
+"""
+
+from __future__ import annotations
+
+import io
+from os import PathLike, fspath
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+
+def read_sound(raw: Any, rate: int) -> tuple[Float[Tensor, " N"], int]:
+    """A mono waveform and its sampling rate.
+
+    Args:
+        raw: a path, a file's bytes, a waveform (N) or (C, N), or a waveform and its rate.
+        rate: of a waveform that comes without.
+
+    Raises:
+        ValueError: it is empty, cut short, damaged, or holds NaN or infinity.
+        TypeError: it is none of these.
+    """
+    if isinstance(raw, bytes | str | PathLike):
+        name = f"{len(raw)} bytes" if isinstance(raw, bytes) else fspath(raw)
+        waveform, rate = _read_file(raw, name)
+    elif isinstance(raw, tuple) and len(raw) == 2:
+        name, (waveform, rate) = "a waveform", raw
+    else:
+        name, waveform = "a waveform", raw
+    if not isinstance(waveform, np.ndarray | Tensor):
+        raise TypeError(f"Expected a path, bytes, a waveform, or a waveform and its rate; got {_kind(raw)}.")
+    return _checked(mono(torch.as_tensor(waveform)), name), int(rate)
+
+
+def mono(waveform: Shaped[Tensor, "*C N"]) -> Float[Tensor, " N"]:
+    """The mean of the channels, float32; integers are divided by their type's range.
+
+    Raises:
+        ValueError: the shape is no waveform's.
+        TypeError: the numbers are none of a waveform.
+    """
+    if waveform.ndim not in (1, 2) or (waveform.ndim == 2 and waveform.shape[0] > max(waveform.shape[1], 1)):
+        raise ValueError(
+            f"A waveform is (samples) or (channels, samples); got {tuple(waveform.shape)}. Transpose what has its "
+            "channels last."
+        )
+    if waveform.dtype == torch.bool or waveform.is_complex():
+        raise TypeError(f"A waveform holds integers or real numbers, not {waveform.dtype}.")
+    if not waveform.is_floating_point():
+        full = torch.iinfo(waveform.dtype)
+        middle = 0 if full.min < 0 else (full.max + 1) // 2  # unsigned bytes count from 128
+        waveform = (waveform.double() - middle) / (full.max + 1 - middle)
+    return waveform.float() if waveform.ndim == 1 else waveform.float().mean(0)
+
+
+def _read_file(raw: bytes | str | PathLike[str], name: str) -> tuple[Tensor, int]:
+    try:
+        with soundfile.SoundFile(io.BytesIO(raw) if isinstance(raw, bytes) else fspath(raw)) as file:
+            promised, rate = file.frames, file.samplerate
+            found = file.read(dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        if not isinstance(raw, bytes) and not _exists(raw):
+            raise FileNotFoundError(f"There is no sound file {name}.") from None
+        return _decode(raw, name, error)
+    if len(found) < promised:
+        raise ValueError(f"{name}: cut short: {len(found)} of {promised} samples. Copy or download it again.")
+    return torch.from_numpy(found.T), rate
+
+
+def _decode(raw: bytes | str | PathLike[str], name: str, refusal: Exception) -> tuple[Tensor, int]:
+    """By torchcodec, where it is installed and finds the libraries of FFmpeg."""
+    try:
+        from torchcodec.decoders import AudioDecoder  # type: ignore[import-not-found]
+    except (ImportError, RuntimeError, OSError):
+        raise ValueError(
+            f"{name}: soundfile cannot read it ({refusal}). It is damaged, or of a kind that needs torchcodec and "
+            "FFmpeg: install these, or convert it to WAV or FLAC."
+        ) from refusal
+    try:
+        samples = AudioDecoder(raw if isinstance(raw, bytes) else fspath(raw)).get_all_samples()
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{name}: damaged, or no sound ({refusal} {error}).") from error
+    return samples.data, samples.sample_rate
+
+
+def _checked(sound: Float[Tensor, " N"], name: str) -> Float[Tensor, " N"]:
+    if not len(sound):
+        raise ValueError(f"{name}: holds no sample. Leave it out.")
+    if not bool(sound.isfinite().all()):
+        raise ValueError(f"{name}: holds NaN or infinity. It is damaged: leave it out, or make it anew.")
+    return sound
+
+
+def _exists(path: str | PathLike[str]) -> bool:
+    from pathlib import Path
+
+    return Path(path).exists()
+
+
+def _kind(raw: Any) -> str:
+    return f"a {type(raw).__name__}"
