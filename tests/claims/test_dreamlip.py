@@ -1,8 +1,8 @@
-"""DreamLIP's claims at small scale: a long caption teaches more sentence by sentence; the grouping loss is another matter.
+"""DreamLIP's claims at small scale: a long caption teaches more sentence by sentence; grouping is another matter.
 
-Scenes of three to six objects. The raw text names one of them; the long caption has a sentence for the whole and one for
-each object with all its attributes. All arms see equally many pictures and begin with the same weights; the last three
-see four texts of each:
+Scenes of three to six objects. The raw text names one of them; the long caption has a sentence for the whole and one
+for each object with all its attributes. All arms see equally many pictures and begin with the same weights; the last
+three see four texts of each:
 
 - CLIP on the raw texts, and on whole long captions cut at 77 tokens;
 - four sentences of the long caption (DreamLIP without its grouping loss);
@@ -14,8 +14,8 @@ pictures (the mean of both directions' recall@10 among 300 pictures); and how of
 lies inside the box of the object that it names, next to the share of the picture that boxes take. Where there is no
 grouping, a patch is read out by its cosine with the text, projected as the pooled vector is.
 
-That whole captions teach more than raw texts, as in the paper, does not show: queries are sentences about one object, as
-raw texts are, and whole captions are not.
+That whole captions teach more than raw texts, as in the paper, does not show: queries are sentences about one object,
+as raw texts are, and whole captions are not.
 """
 
 from functools import cache, partial
