@@ -13,7 +13,7 @@ from collimate.configurable import build
 from collimate.data import DataModule, RegionChoice, Source, open_source
 from collimate.encoders import OpenClipImageEncoder, OpenClipTextEncoder, TimmImageEncoder
 from collimate.encoding import Encoding
-from collimate.evaluation import Report, evaluate_regions
+from collimate.evaluation import Report, evaluate_localization, evaluate_regions
 from collimate.losses import clip_loss, region_text_loss
 from collimate.processing import ClipTokenizer, ImageProcessor
 from collimate.testing import assert_cached_equals_full, assert_close, assert_same_on_ranks, assert_saved_memory_below
@@ -268,6 +268,20 @@ def test_prompts_are_asked_in_any_form_and_number(regions):
     torch.testing.assert_close(method.prompt(image, texts), method.prompt(image, method.encode("text", texts)))
     assert method.ground(image, texts).shape == (6, 2, 4)
     assert method.prompt(image, torch.empty(0, 4)).shape == (6, 0, DIM)
+
+
+@pytest.mark.parametrize("make", [cloc, roi_cloc])
+def test_a_map_asks_each_cell_about_each_text(regions, make):
+    method = make().eval()
+    image, text = method.encode("image", regions["image"]), method.encode("text", ["a dog", "two cats"])
+    found = method.localization_map(image, text)
+    assert found.shape == (6, 2, 16)
+    box = torch.tensor([[1.5, 0.5, 3.5, 2.5]]) / 4  # about the cell in row 1, column 2
+    expected = torch.cosine_similarity(method.prompt(image, box), text.pooled[1], dim=-1)[:, 0]
+    torch.testing.assert_close(found[:, 1, 6], expected)
+    assert evaluate_localization(method, open_source("world:test?objects=2&length=6"), device="cpu", resamples=2)
+    with pytest.raises(ValueError, match="no grid"):
+        method.localization_map(Encoding(image.pooled, image.tokens), text)
 
 
 def test_bad_prompts_are_named(regions):

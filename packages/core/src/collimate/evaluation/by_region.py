@@ -236,7 +236,7 @@ class _Look:
     def __call__(self, image: Encoding, batch: Batch, size: tuple[int, int]) -> list[_Seen]:
         found = []
         for row, sample in enumerate(batch["index"].tolist()):
-            boxed, hidden = self.in_view(sample, batch[REGIONS][row], batch["size"][row].tolist(), size)
+            boxed, hidden = self.in_view(sample, batch[REGIONS][row], tuple(batch["size"][row].tolist()), size)
             boxed = self.prompt(rows_of(image, slice(row, row + 1)), boxed) if self.prompted and boxed else boxed
             captions = batch["captions"][row] if "captions" in batch else None
             found.append(_Seen(sample, batch["key"][row], boxed, hidden, image.pooled[row], captions))

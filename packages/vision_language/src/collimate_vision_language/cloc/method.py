@@ -42,6 +42,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from collimate.checkpoints.files import CheckpointError, read_state_dict
 from collimate.checkpoints.open_clip import read_open_clip
@@ -199,6 +200,13 @@ class CLOC(Method):
             raise ValueError("This CLOC was built without grounding: it finds no boxes.")
         return self._box(self._pooled(image, texts))
 
+    def localization_map(self, image: Encoding, text: Encoding) -> Float[Tensor, "N T L"]:
+        """The cosine of each text with what a box holds that is a cell of the grid and half a cell on all sides."""
+        if image.grid is None or len(image.grid) != 2:
+            raise ValueError(f"{type(self.encoders['image']).__name__} has no grid of tokens to make a map of.")
+        vectors, texts = self.prompt(image, _cells(*image.grid)), text.pooled.to(self.device)
+        return normalize(texts.float(), dim=-1) @ normalize(vectors.float(), dim=-1).mT
+
     def _pooled(self, image: Encoding, prompts: Tensor | Encoding | Sequence[str]) -> Float[Tensor, "B M W"]:
         if image.tokens is None or image.tokens.shape[2] != self.prompter.width:
             raise ValueError("Prompts look at a picture's tokens: pass what `encode('image', ...)` gives.")
@@ -284,6 +292,13 @@ def _placed(rows: Float[Tensor, "n ..."], places: Bool[Tensor, "*places"]) -> Fl
     found = rows.new_zeros(*places.shape, *rows.shape[1:])
     found[places] = rows
     return found
+
+
+def _cells(height: int, width: int) -> Float[Tensor, "L 4"]:
+    """A box about each cell of a grid, row by row."""
+    row, column = (torch.arange(height * width) // width), (torch.arange(height * width) % width)
+    corners = torch.stack([column - 0.5, row - 0.5, column + 1.5, row + 1.5], 1)
+    return (corners / torch.tensor([width, height, width, height])).clamp(0, 1)
 
 
 def _checked(boxes: Float[Tensor, "*B M 4"]) -> Float[Tensor, "*B M 4"]:
