@@ -2,5 +2,18 @@
 
 from collimate_audio.beats import BEATs, BeatsHead
 from collimate_audio.filter_bank import FilterBank
+from collimate_audio.quantizer import EMAQuantizer, Quantized
+from collimate_audio.tokenizers import BeatsTokenizer, Estimator, RandomTokenizer, Tokenizer, distillation_loss
 
-__all__ = ["BEATs", "BeatsHead", "FilterBank"]
+__all__ = [
+    "BEATs",
+    "BeatsHead",
+    "BeatsTokenizer",
+    "EMAQuantizer",
+    "Estimator",
+    "FilterBank",
+    "Quantized",
+    "RandomTokenizer",
+    "Tokenizer",
+    "distillation_loss",
+]

@@ -21,7 +21,6 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 

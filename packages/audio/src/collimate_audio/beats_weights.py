@@ -51,6 +51,11 @@ OFFICIAL_DEFAULTS = {  # beats/BEATs.py, BEATsConfig, where they are not those o
 WEIGHT_NORM = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
 NOT_BACKBONE = ("predictor.", "quantize", "patch_embedding_pad.", "raw2fbank_pad.")
 HEAD = "predictor."
+QUANTIZER = {  # what `EMAQuantizer` calls the released quantizer's tensors
+    "quantize.embedding.weight": "quantize.codebook",
+    "quantize.cluster_size": "quantize.usage",
+    "quantize.embedding.initted": "quantize.started",
+}
 
 
 def read_official(checkpoint: str | PathLike[str] | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -89,6 +94,19 @@ def backbone_weights(weights: Mapping[str, Tensor], wanted: Collection[str]) -> 
             f"{', '.join(wrong[:4])} ({len(wrong)} in all)."
         )
     return found
+
+
+def quantizer_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What of the weights is `BeatsTokenizer`'s beyond its encoder.
+
+    Raises:
+        CheckpointError: there are no codes.
+    """
+    found = {ours: weights[theirs] for theirs, ours in QUANTIZER.items() if theirs in weights}
+    if "quantize.codebook" not in found:
+        raise CheckpointError("This checkpoint is no tokenizer: it holds no codes, only an encoder.")
+    found["quantize.started"] = found["quantize.started"].bool().reshape(())
+    return {**found, **{name: value for name, value in weights.items() if name.startswith("quantize_layer.")}}
 
 
 def head_of(checkpoint: str | PathLike[str] | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -14,7 +14,6 @@ import math
 import warnings
 from functools import lru_cache
 from os import PathLike
-from typing import Any
 
 import numpy as np
 import torch
@@ -91,8 +90,8 @@ class FilterBank(Processor):
         loudest = float(sound.abs().max())
         if loudest > LOUD:
             warnings.warn(
-                f"A waveform reaches {loudest:g}, where 1 is full scale. If it counts in 16-bit integers, pass integers, "
-                "or divide it by 32768.",
+                f"A waveform reaches {loudest:g}, where 1 is full scale. If it counts in 16-bit integers, pass "
+                "integers, or divide it by 32768.",
                 stacklevel=2,
             )
         if rate != self.sample_rate:
