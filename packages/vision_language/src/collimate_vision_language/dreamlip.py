@@ -31,10 +31,10 @@ What of this is ours:
   matrix of their own here, and s' starts and is clamped as s is.
 - Left out, as in the paper: the released code's circle loss, optimal transport and tag loss.
 
-What to expect of L_G: a group is chosen by the text that it is then compared with, and no other image takes part, so that
-patches which merely differ are enough, whatever they show. In our small experiments (tests/claims) it is as low with the
-patches of another image, and its maps point nowhere. FLAIR's pooling, which sets a text against the groups that the same
-text makes of other images, leaves no such way around the picture.
+What to expect of L_G: a group is chosen by the text that it is then compared with, and no other image takes part, so
+that patches which merely differ are enough, whatever they show. In our small experiments (tests/claims) it is as low
+with the patches of another image, and its maps point nowhere. FLAIR's pooling, which sets a text against the groups
+that the same text makes of other images, leaves no such way around the picture.
 
 With one sub-caption, L_MP is CLIP's loss and the per-image L_G is 0. Retrieval and classification use v and t only.
 
