@@ -2,6 +2,13 @@
 
 from collimate_audio.beats import BEATs, BeatsHead
 from collimate_audio.filter_bank import FilterBank
+from collimate_audio.masked_patches import (
+    LabelPredictor,
+    VisiblePatches,
+    hide_patches,
+    label_accuracy,
+    masked_label_loss,
+)
 from collimate_audio.quantizer import EMAQuantizer, Quantized
 from collimate_audio.tokenizers import BeatsTokenizer, Estimator, RandomTokenizer, Tokenizer, distillation_loss
 
@@ -12,8 +19,13 @@ __all__ = [
     "EMAQuantizer",
     "Estimator",
     "FilterBank",
+    "LabelPredictor",
     "Quantized",
     "RandomTokenizer",
     "Tokenizer",
+    "VisiblePatches",
     "distillation_loss",
+    "hide_patches",
+    "label_accuracy",
+    "masked_label_loss",
 ]
