@@ -1,0 +1,183 @@
+"""The filter bank: Kaldi's numbers for whole batches, and every kind of sound that it may be given."""
+
+import io
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import torchaudio
+
+from collimate_audio import FilterBank
+from collimate_audio.filter_bank import MEAN, SCALE, STD, filter_bank
+
+RATE = 16_000
+
+
+def sound(seconds=1.0, rate=RATE, hertz=440.0):
+    return (0.3 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def encoded(samples, rate=RATE, kind="FLAC"):
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format=kind)
+    return file.getvalue()
+
+
+def unpadded(waveform):
+    return waveform[~waveform.isnan()]
+
+
+@pytest.mark.parametrize(("rate", "bands", "samples"), [(16_000, 128, 7_777), (16_000, 64, 400), (8_000, 40, 4_001)])
+def test_kaldi(rate, bands, samples):
+    waveforms = torch.randn(3, samples, generator=torch.Generator().manual_seed(0)) * 0.2
+    expected = [
+        torchaudio.compliance.kaldi.fbank(
+            waveform[None] * SCALE,
+            num_mel_bins=bands,
+            sample_frequency=rate,
+            frame_length=25,
+            frame_shift=10,
+            dither=0.0,
+        )
+        for waveform in waveforms
+    ]
+    torch.testing.assert_close(filter_bank(waveforms, rate, bands), torch.stack(expected), rtol=0, atol=2e-4)
+
+
+def test_the_default_dither_of_kaldi_is_none():
+    waveform = torch.from_numpy(sound())[None]
+    expected = torchaudio.compliance.kaldi.fbank(waveform * SCALE, num_mel_bins=128, sample_frequency=RATE)
+    torch.testing.assert_close(filter_bank(waveform)[0], expected, rtol=0, atol=1e-3)
+
+
+def test_silence_is_the_floor_and_no_padding():
+    processor = FilterBank(1.0)
+    batch = processor.batch([np.zeros(RATE, np.float32)])
+    bank = processor.finish(batch)
+    assert bank.shape == (1, 98, 128)
+    torch.testing.assert_close(bank, torch.full_like(bank, (np.log(1.1920929e-07) - MEAN) / (2 * STD)))
+    assert processor.mask(batch).all()
+
+
+def test_autocast_leaves_float32():
+    waveforms = torch.from_numpy(sound())[None]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = filter_bank(waveforms)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, filter_bank(waveforms), rtol=0, atol=0)
+
+
+def test_padding_changes_no_frame():
+    processor = FilterBank(1.0)
+    batch = processor.batch([sound(0.6), sound(1.0)])
+    bank, mask = processor.finish(batch), processor.mask(batch)
+    alone = filter_bank(torch.from_numpy(sound(0.6))[None])
+    assert mask.sum(1).tolist() == [alone.shape[1], 98]
+    torch.testing.assert_close(bank[0, mask[0]], (alone[0] - MEAN) / (2 * STD))
+    assert bank.isfinite().all()
+
+
+def test_the_official_rule_is_another():
+    exact, official = FilterBank(1.0), FilterBank(1.0, padding="official")
+    batch = exact.batch([sound(0.6)])
+    assert int(official.mask(batch).sum()) > int(exact.mask(batch).sum())
+
+
+@pytest.mark.parametrize("kind", ["FLAC", "WAV", "OGG"])
+def test_files(tmp_path, kind):
+    data = encoded(sound(), kind=kind)
+    path = tmp_path / f"sound.{kind.lower()}"
+    path.write_bytes(data)
+    processor = FilterBank(1.0)
+    for raw in (data, path, str(path)):
+        torch.testing.assert_close(
+            processor(raw), torch.from_numpy(sound()), rtol=0, atol=0.02 if kind == "OGG" else 1e-4
+        )
+
+
+def test_integers_count_from_their_range():
+    whole = (sound() * 2**15).astype(np.int16)
+    processor = FilterBank(1.0)
+    expected = torch.from_numpy(whole.astype(np.float32) / 2**15)
+    torch.testing.assert_close(processor(whole), expected)
+    torch.testing.assert_close(processor(whole.astype(np.int32) * 2**16), expected)
+    torch.testing.assert_close(processor((whole // 256 + 128).astype(np.uint8)), expected, rtol=0, atol=1 / 128)
+
+
+def test_channels_become_one_and_rates_one():
+    processor = FilterBank(1.0)
+    left, right = sound(), sound(hertz=200.0)
+    torch.testing.assert_close(processor(np.stack([left, right])), torch.from_numpy((left + right) / 2))
+    torch.testing.assert_close(
+        processor(encoded(np.stack([left, right], 1))), processor(np.stack([left, right])), atol=1e-4, rtol=0
+    )
+    resampled = unpadded(processor((sound(rate=44_100), 44_100)))
+    assert len(resampled) == RATE
+    torch.testing.assert_close(resampled[500:-500], torch.from_numpy(sound())[500:-500], rtol=0, atol=1e-2)
+
+
+def test_short_sounds_repeat_to_one_patch_and_long_ones_are_cut():
+    processor = FilterBank(0.5)
+    short = unpadded(processor(sound(0.05)))
+    assert len(short) == 2800
+    assert torch.equal(short[:800], short[800:1600])
+    assert torch.equal(processor(sound(3.0)), torch.from_numpy(sound(3.0))[:8000])
+    one = processor.batch([np.ones(1, np.float32)])
+    assert processor.finish(one).isfinite().all()
+    assert int(processor.mask(one).sum()) == 16
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (np.zeros(0, np.float32), "holds no sample"),
+        (np.array([0.0, np.nan] * 4000, np.float32), "NaN or infinity"),
+        (np.array([0.0, np.inf] * 4000, np.float32), "NaN or infinity"),
+        (np.zeros((RATE, 2), np.float32), "channels last"),
+        (np.zeros((1, 2, RATE), np.float32), "channels, samples"),
+        (b"this is no sound at all", "soundfile cannot read it"),
+        (b"", "soundfile cannot read it"),
+    ],
+)
+def test_bad_sounds(raw, message):
+    with pytest.raises(ValueError, match=message):
+        FilterBank(1.0)(raw)
+
+
+def test_truncated_flac():
+    data = encoded(np.random.default_rng(0).normal(size=4 * RATE).astype(np.float32).clip(-1, 1) * 0.5)
+    with pytest.raises(ValueError, match=r"cut short|cannot read"):
+        FilterBank(1.0)(data[: len(data) // 2])
+
+
+def test_missing_files_and_wrong_types(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.wav"):
+        FilterBank(1.0)(tmp_path / "nowhere.wav")
+    with pytest.raises(TypeError, match="a dict"):
+        FilterBank(1.0)({"array": 1})
+    with pytest.raises(TypeError, match="bool"):
+        FilterBank(1.0)(np.ones(RATE, bool))
+
+
+def test_floats_that_are_integers_are_noticed():
+    with pytest.warns(UserWarning, match="divide it by 32768"):
+        FilterBank(1.0)(sound() * 2**15)
+
+
+def test_too_short():
+    with pytest.raises(ValueError, match=r"0\.175 s"):
+        FilterBank(0.1)
+    with pytest.raises(ValueError, match="shorter than one frame"):
+        filter_bank(torch.zeros(1, 399))
+
+
+def test_real_sounds(shared_data):
+    paths = sorted((shared_data / "audio_captions_mixed" / "audio").iterdir())
+    if not paths:
+        pytest.skip("no sounds in audio_captions_mixed")
+    processor = FilterBank(2.0)
+    batch = processor.batch(paths[:4])
+    bank = processor.finish(batch)[processor.mask(batch)]
+    assert bank.isfinite().all()
+    assert -2.5 < float(bank.mean()) < 2.5
