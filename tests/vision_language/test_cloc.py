@@ -135,6 +135,22 @@ def cosines():
     return torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(2, 2)
 
 
+def test_tokens_may_be_told_their_places():
+    """Each is as the middle of a box without extent; a class token in front has none."""
+    placed, plain = (AttentionPrompter(8, DIM, token_places=there) for there in (True, False))
+    plain.load_state_dict(placed.state_dict())
+    tokens, boxes = torch.randn(2, 7, 8), torch.rand(2, 3, 4)
+    centres = torch.tensor(
+        [[0.25, 0.5 / 3], [0.75, 0.5 / 3], [0.25, 0.5], [0.75, 0.5], [0.25, 2.5 / 3], [0.75, 2.5 / 3]]
+    )
+    waves = plain.box_tokens(centres.repeat(1, 2)[None])[0, :, 0] - plain.corners[0]
+    moved = torch.cat([tokens[:, :1], tokens[:, 1:] + waves], 1)
+    found = placed.by_boxes(placed.see(tokens, (3, 2)), boxes)
+    torch.testing.assert_close(found, plain.by_boxes(plain.see(moved, None), boxes))
+    with pytest.raises(ValueError, match="without dropped patches"):
+        placed.see(tokens, None)
+
+
 def test_roi_align_is_the_mean_of_the_cells_in_the_box():
     prompter, draw = RoIAlignPrompter(WIDTH, output_size=2), torch.Generator().manual_seed(0)
     tokens = torch.randn(1, 16, WIDTH, generator=draw)
@@ -379,6 +395,51 @@ def test_the_export_drops_in_for_a_clip_and_keeps_the_prompter_beside_it(regions
     torch.testing.assert_close(again.ground(image, ["a dog"]), method.ground(image, ["a dog"]))
     with pytest.raises(CheckpointError, match="no weights of CLOC's prompter"):
         CLOC.from_open_clip(config, files[0], files[0], tokenizer=ClipTokenizer(16))
+
+
+def squares(size, draw):
+    """Pictures of three coloured squares in three of four corners; boxes, their colours, and captions that name all."""
+    colours = {
+        "red": (255, 0, 0),
+        "green": (0, 255, 0),
+        "blue": (0, 0, 255),
+        "yellow": (255, 255, 0),
+        "white": (255,) * 3,
+    }
+    names, tokenizer = list(colours), ClipTokenizer(16)
+    images = torch.full((size, 3, 32, 32), 110, dtype=torch.uint8)
+    labels = torch.stack([torch.randperm(5, generator=draw)[:3] for _ in range(size)])
+    corners = torch.stack([torch.randperm(4, generator=draw)[:3] for _ in range(size)])
+    first = 16 * torch.stack([corners % 2, corners // 2], 2) + torch.randint(0, 5, (size, 3, 2), generator=draw)
+    boxes = torch.cat([first, first + torch.randint(7, 12, (size, 3, 1), generator=draw)], 2)
+    for image, own, which in zip(images, boxes.tolist(), labels.tolist(), strict=True):
+        for (x0, y0, x1, y1), label in zip(own, which, strict=True):
+            image[:, y0:y1, x0:x1] = torch.tensor(colours[names[label]])[:, None, None]
+    captions = tokenizer.batch(" and ".join(names[label] for label in own) for own in labels.tolist())
+    there = torch.ones(size, 3, dtype=torch.bool)
+    regions = {"regions": boxes / 32, "region_text": tokenizer.batch(names)[labels], "region_given": there}
+    return {"image": images, "text": captions, **regions}, labels, names
+
+
+@pytest.mark.slow
+def test_prompts_tell_the_objects_of_a_picture_apart():
+    """Who knows a picture but not its boxes is right in a third of the cases."""
+    prompter = AttentionPrompter(64, 32, token_places=True)
+    image = OpenClipImageEncoder(width=64, layers=2, image_size=32, patch_size=8, head_width=32)
+    text = OpenClipTextEncoder(width=32, heads=2, layers=1, context_length=16, mlp_ratio=0.25)
+    method = cloc(image_encoder=image, text_encoder=text, embed_dim=32, prompter=prompter, similar=0.99).train()
+    optimizer, draw = torch.optim.AdamW(method.parameters(), lr=3e-3), torch.Generator().manual_seed(0)
+    for _ in range(250):
+        loss = method.total_loss(method.loss_terms(squares(64, draw)[0]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    batch, labels, names = squares(128, draw)
+    with torch.no_grad():
+        vectors = method.eval().prompt(method.encode("image", batch["image"]), batch["regions"])
+        texts = method.encode("text", names).pooled
+    chosen = torch.cosine_similarity(vectors[:, :, None], texts, dim=-1).argmax(-1)
+    assert (chosen == labels).float().mean() > 0.7
 
 
 # Real pictures ----------------------------------------------------------------------------------------------------

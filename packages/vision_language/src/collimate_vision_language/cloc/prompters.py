@@ -99,6 +99,10 @@ class AttentionPrompter(Prompter):
     10000^(-2i / (W/2)) on coordinates from 0 to 2π, as in DETR (arXiv 2005.12872); a learned vector says which corner
     it is, as in SAM (arXiv 2304.02643). A text is one token: its vector through a matrix.
 
+    What a prompter knows of the places of a picture's tokens is what these hold, as those of a ViT do. `token_places`
+    adds to each of them the waves of its own centre, as SAM's decoder does: ours, for towers without positions and for
+    short training, in which boxes and tokens hardly find each other otherwise.
+
     The paper leaves open what of this is named as an argument, the norms' place, the matrix of texts and the waves.
 
     Args:
@@ -107,6 +111,7 @@ class AttentionPrompter(Prompter):
         mlp_ratio: H over W.
         pool: the mean of `all` tokens, or of those of the `image` alone.
         corner_vectors: whether corners have the learned vectors.
+        token_places: whether the tokens of pictures have waves too; they must lie on a grid.
         coordinate_range: what coordinates from 0 to 1 are multiplied by before the waves.
         wave_base: the 10000 of the frequencies.
 
@@ -123,13 +128,14 @@ class AttentionPrompter(Prompter):
         mlp_ratio: float = 4.0,
         pool: Literal["all", "image"] = "all",
         corner_vectors: bool = True,
+        token_places: bool = False,
         coordinate_range: float = 2 * math.pi,
         wave_base: float = 10_000.0,
     ) -> None:
         super().__init__()
         if width % 4:
             raise ValueError(f"A corner is sines and cosines of x and of y: the width is a multiple of 4, not {width}.")
-        self.width, self.pool = width, pool
+        self.width, self.pool, self.token_places = width, pool, token_places
         self.coordinate_range, self.wave_base = coordinate_range, wave_base
         self.layer = nn.TransformerEncoderLayer(
             width, 1, int(mlp_ratio * width), dropout=0.0, activation="gelu", batch_first=True, norm_first=True
@@ -142,6 +148,7 @@ class AttentionPrompter(Prompter):
         return with_class_token(encoding)
 
     def see(self, tokens: Float[Tensor, "B T W"], grid: tuple[int, ...] | None) -> Seen:
+        tokens = self._placed(tokens, grid) if self.token_places else tokens
         query, key, value = self._attention(tokens)
         logits = _full(query @ key.mT)
         logsumexp = logits.logsumexp(-1)
@@ -158,12 +165,25 @@ class AttentionPrompter(Prompter):
 
     def box_tokens(self, boxes: Float[Tensor, "B M 4"]) -> Float[Tensor, "B M 2 W"]:
         """A token for each of the two corners."""
-        quarter = self.width // 4
-        exponents = torch.arange(quarter, device=boxes.device, dtype=torch.float32) / quarter
-        angles = boxes.float()[..., None] * self.coordinate_range * self.wave_base**-exponents
-        waves = torch.cat([angles.sin(), angles.cos()], -1)  # (B, M, 4, W / 2): of x0, y0, x1, y1
-        corners = waves.unflatten(2, (2, 2)).flatten(3).to(self.text_prompt.weight.dtype)
+        corners = self._waves(boxes.unflatten(-1, (2, 2)))
         return corners if self.corners is None else corners + self.corners
+
+    def _waves(self, points: Float[Tensor, "... 2"]) -> Float[Tensor, "... W"]:
+        """Sines and cosines of x, and those of y."""
+        quarter = self.width // 4
+        exponents = torch.arange(quarter, device=points.device, dtype=torch.float32) / quarter
+        angles = points.float()[..., None] * self.coordinate_range * self.wave_base**-exponents
+        return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2).to(self.text_prompt.weight.dtype)
+
+    def _placed(self, tokens: Float[Tensor, "B T W"], grid: tuple[int, ...] | None) -> Float[Tensor, "B T W"]:
+        """The tokens with the waves of their centres; what stands in front of the grid has no place."""
+        if grid is None or len(grid) != 2:
+            raise ValueError("token_places needs tokens on a grid of two dimensions: without dropped patches.")
+        height, width = grid
+        cells = torch.arange(height * width, device=tokens.device)
+        centres = torch.stack([(cells % width + 0.5) / width, (cells // width + 0.5) / height], 1)
+        front = tokens.shape[1] - len(cells)
+        return torch.cat([tokens[:, :front], tokens[:, front:] + self._waves(centres)], 1)
 
     def _pooled(self, seen: Seen, prompt: Float[Tensor, "B M P W"]) -> Float[Tensor, "B M W"]:
         """The mean of the layer's outputs."""
