@@ -8,6 +8,8 @@ import soundfile
 import torch
 import torchaudio
 
+from collimate.data.decoding import extensions_of, naming, value_of
+from collimate.data.source import CorruptSample
 from collimate_audio import FilterBank
 from collimate_audio.filter_bank import MEAN, SCALE, STD, filter_bank
 
@@ -147,8 +149,19 @@ def test_bad_sounds(raw, message):
 
 def test_truncated_flac():
     data = encoded(np.random.default_rng(0).normal(size=4 * RATE).astype(np.float32).clip(-1, 1) * 0.5)
-    with pytest.raises(ValueError, match=r"cut short|cannot read"):
+    with pytest.raises(ValueError, match=r"truncated|cannot read"):
         FilterBank(1.0)(data[: len(data) // 2])
+
+
+def test_samples_of_a_data_set():
+    """Sound under any of its keys; what is damaged is a corrupt sample, which streams pass over."""
+    extensions = extensions_of("audio")
+    processor = FilterBank(1.0)
+    for extension, kind in (("flac", "FLAC"), ("wav", "WAV"), ("ogg", "OGG")):
+        sample = {"__key__": "0", extension: encoded(sound(), kind=kind)}
+        assert processor(value_of(sample, extensions)).shape == (RATE,)
+    with pytest.raises(CorruptSample, match="3"), naming({"__key__": "3"}, "audio"):
+        processor(b"this is no sound at all")
 
 
 def test_missing_files_and_wrong_types(tmp_path):

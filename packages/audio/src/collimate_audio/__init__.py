@@ -10,9 +10,10 @@ from collimate_audio.masked_patches import (
     masked_label_loss,
 )
 from collimate_audio.quantizer import EMAQuantizer, Quantized
-from collimate_audio.tokenizers import BeatsTokenizer, Estimator, RandomTokenizer, Tokenizer, distillation_loss
+from collimate_audio.tokenizers import AcousticTokenizer, BeatsTokenizer, Estimator, RandomTokenizer, distillation_loss
 
 __all__ = [
+    "AcousticTokenizer",
     "BEATs",
     "BeatsHead",
     "BeatsTokenizer",
@@ -22,7 +23,6 @@ __all__ = [
     "LabelPredictor",
     "Quantized",
     "RandomTokenizer",
-    "Tokenizer",
     "VisiblePatches",
     "distillation_loss",
     "hide_patches",

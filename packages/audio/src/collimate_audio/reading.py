@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,13 @@ import soundfile
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
+
+from collimate.data.decoding import register_modality
+
+SOUNDS = ("flac", "wav", "ogg", "mp3")
+"""Under which keys of a sample sound may lie."""
+
+register_modality("audio", *SOUNDS)
 
 
 def read_sound(raw: Any, rate: int) -> tuple[Float[Tensor, " N"], int]:
@@ -38,7 +46,7 @@ def read_sound(raw: Any, rate: int) -> tuple[Float[Tensor, " N"], int]:
     else:
         name, waveform = "a waveform", raw
     if not isinstance(waveform, np.ndarray | Tensor):
-        raise TypeError(f"Expected a path, bytes, a waveform, or a waveform and its rate; got {_kind(raw)}.")
+        raise TypeError(f"Expected a path, bytes, a waveform, or a waveform and its rate; got a {type(raw).__name__}.")
     return _checked(mono(torch.as_tensor(waveform)), name), int(rate)
 
 
@@ -69,11 +77,11 @@ def _read_file(raw: bytes | str | PathLike[str], name: str) -> tuple[Tensor, int
             promised, rate = file.frames, file.samplerate
             found = file.read(dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
-        if not isinstance(raw, bytes) and not _exists(raw):
+        if not isinstance(raw, bytes) and not Path(raw).exists():
             raise FileNotFoundError(f"There is no sound file {name}.") from None
         return _decode(raw, name, error)
     if len(found) < promised:
-        raise ValueError(f"{name}: cut short: {len(found)} of {promised} samples. Copy or download it again.")
+        raise ValueError(f"{name}: truncated: {len(found)} of {promised} samples. Copy or download it again.")
     return torch.from_numpy(found.T), rate
 
 
@@ -99,13 +107,3 @@ def _checked(sound: Float[Tensor, " N"], name: str) -> Float[Tensor, " N"]:
     if not bool(sound.isfinite().all()):
         raise ValueError(f"{name}: holds NaN or infinity. It is damaged: leave it out, or make it anew.")
     return sound
-
-
-def _exists(path: str | PathLike[str]) -> bool:
-    from pathlib import Path
-
-    return Path(path).exists()
-
-
-def _kind(raw: Any) -> str:
-    return f"a {type(raw).__name__}"

@@ -37,7 +37,7 @@ from collimate_audio.padding import real_windows
 from collimate_audio.quantizer import EMAQuantizer, Quantized
 
 
-class Tokenizer(nn.Module, Configurable):
+class AcousticTokenizer(nn.Module, Configurable):
     """A filter bank to labels, one for each patch of `BEATs`, in the same order."""
 
     codes: int
@@ -54,7 +54,7 @@ class Tokenizer(nn.Module, Configurable):
         raise NotImplementedError
 
 
-class RandomTokenizer(Tokenizer):
+class RandomTokenizer(AcousticTokenizer):
     """The first iteration's tokenizer: nothing in it is learned, and its weights are saved with whatever it labels for.
 
     As in ESPnet, W is two random matrices, and vectors are normalised after each, without which most patches would get
@@ -119,7 +119,7 @@ class RandomTokenizer(Tokenizer):
             )
 
 
-class BeatsTokenizer(Tokenizer):
+class BeatsTokenizer(AcousticTokenizer):
     """The later iterations' tokenizer: `BEATs`, two matrices with a tanh between them, and `EMAQuantizer`.
 
     Args:
