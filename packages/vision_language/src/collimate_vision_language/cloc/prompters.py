@@ -202,9 +202,13 @@ class AttentionPrompter(Prompter):
         left, taken = weights[..., :1], weights[..., 1:]
         (hidden, attended), prompt = seen.parts, self._centred(value)
         scale = self._scale(_mixed(hidden.vectors, left, attended.vectors, taken, prompt.vectors))
-        features = _mixed(hidden.features, left, attended.features, taken, prompt.features, scale)
+        # The bias is one more candidate, of weight 1: a sweep less over the largest tensor.
+        bias = self._bias().to(prompt.features.dtype).expand(*prompt.features.shape[:2], 1, -1)
+        weights = torch.cat([scale * taken, torch.ones_like(scale)], -1)
+        features = torch.cat([prompt.features, bias], 2)
+        inner = _mixed(hidden.features, scale * left, attended.features, weights, features, scale)
         summed = seen.summed[:, None] + left[..., 0] @ seen.attended + (taken.sum(2)[:, :, None] @ value)[:, :, 0]
-        return summed, self._activated(features).sum(2)
+        return summed, gelu(inner).sum(2)
 
     def _of_prompt(
         self,
@@ -220,7 +224,8 @@ class AttentionPrompter(Prompter):
         attended = on_picture @ seen.value[:, None] + on_prompt @ value
         hidden = prompt + self.layer.self_attn.out_proj.bias + attended
         centred = self._centred(hidden)
-        return hidden.sum(2), self._activated(centred.features * self._scale(centred.vectors)).sum(2)
+        inner = gelu(centred.features * self._scale(centred.vectors) + self._bias())
+        return hidden.sum(2), inner.sum(2)
 
     def _attention(self, tokens: Float[Tensor, "... W"]) -> tuple[Tensor, Tensor, Tensor]:
         """q / √W, k and v'. With one head, O may act on the values before they are mixed."""
@@ -238,10 +243,9 @@ class AttentionPrompter(Prompter):
         variance = torch.linalg.vecdot(_full(centred), _full(centred)) / self.width
         return (variance + self.layer.norm2.eps).rsqrt()[..., None].to(centred.dtype)
 
-    def _activated(self, features: Float[Tensor, "... H"]) -> Float[Tensor, "... H"]:
-        """gelu(F(h') / σ + W_1 β + b_1); what is given is overwritten."""
-        first = self.layer.linear1
-        return gelu(features.add_(linear(self.layer.norm2.bias, first.weight, first.bias)))
+    def _bias(self) -> Float[Tensor, " H"]:
+        """W_1 β + b_1."""
+        return linear(self.layer.norm2.bias, self.layer.linear1.weight, self.layer.linear1.bias)
 
 
 def _mixed(
@@ -252,7 +256,7 @@ def _mixed(
     value: Float[Tensor, "B M P C"],
     scale: Float[Tensor, "B M T 1"] | None = None,
 ) -> Float[Tensor, "B M T C"]:
-    """[hidden + left attended + taken value] scale, in few sweeps over the result, which is the largest of all tensors.
+    """scale hidden + left attended + taken value, in few sweeps over the result, which is the largest of all tensors.
 
     In place, as autograd needs none of what is overwritten; and in the precision of `hidden`.
     """
@@ -260,9 +264,7 @@ def _mixed(
     if scale is None:
         mixed = torch.addcmul(hidden[:, None], left, attended[:, None])
     else:
-        scale = scale.to(hidden.dtype)
-        left, taken = left * scale, taken * scale
-        mixed = (hidden[:, None] * scale).addcmul_(left, attended[:, None])
+        mixed = (hidden[:, None] * scale.to(hidden.dtype)).addcmul_(left, attended[:, None])
     mixed.flatten(0, 1).baddbmm_(taken.flatten(0, 1), value.flatten(0, 1))
     return mixed
 
