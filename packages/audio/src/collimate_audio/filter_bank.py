@@ -140,7 +140,8 @@ def filter_bank(
         before = torch.cat([frames[..., :1], frames[..., :-1]], -1)  # the first sample comes after itself
         frames = (frames - PREEMPHASIS * before) * _povey_window(window).to(frames.device)
         size = 2 ** math.ceil(math.log2(window))
-        power = torch.fft.rfft(frames, size).abs().square()
+        spectrum = torch.fft.rfft(frames, size)
+        power = spectrum.real.square() + spectrum.imag.square()
         bands = _mel_bands(mel_bands, size, sample_rate).to(frames.device)
         return (power @ bands).clamp_min(FLOOR).log()
 
