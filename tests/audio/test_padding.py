@@ -1,7 +1,9 @@
 """What is padding: the exact rule against its definition, and the official one with its drift."""
 
+import pytest
 import torch
 
+from collimate_audio import BEATs, FilterBank
 from collimate_audio.padding import real_pieces, real_windows
 
 
@@ -24,3 +26,9 @@ def test_official_rule_drifts():
     mask = (torch.arange(2000) < 1000)[None]
     assert int(real_pieces(mask, 11).sum()) == 6
     assert int(real_windows(mask, 400, 160).sum()) == 4
+
+
+@pytest.mark.parametrize("build", [lambda: FilterBank(padding="offical"), lambda: BEATs(layers=1, padding="offical")])
+def test_unknown_rules_are_refused(build):
+    with pytest.raises(ValueError, match="'exact' or 'official', not 'offical'"):
+        build()

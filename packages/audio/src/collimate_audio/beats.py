@@ -31,7 +31,7 @@ from collimate.encoding import Encoding
 from collimate_audio.beats_layers import BeatsLayers, LayerSettings, PositionalConvolution, initialise
 from collimate_audio.beats_weights import backbone_settings, backbone_weights, head_of, read_official
 from collimate_audio.filter_bank import MEL_BANDS
-from collimate_audio.padding import PaddingRule, real_pieces, real_windows
+from collimate_audio.padding import PaddingRule, checked_rule, real_pieces, real_windows
 
 
 class BEATs(Encoder):
@@ -112,7 +112,7 @@ class BEATs(Encoder):
             attention_dropout=attention_dropout,
             activation_dropout=activation_dropout,
         )
-        self.width, self.patch_size, self.padding = width, patch_size, padding
+        self.width, self.patch_size, self.padding = width, patch_size, checked_rule(padding)
         self.patch_embedding = nn.Conv2d(1, patch_width, patch_size, patch_size, bias=patch_bias)
         self.layer_norm = nn.LayerNorm(patch_width)
         self.post_extract_proj = None if patch_width == width else nn.Linear(patch_width, width)

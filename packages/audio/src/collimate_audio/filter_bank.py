@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from collimate.processing import Processor
-from collimate_audio.padding import PaddingRule, real_pieces, real_windows
+from collimate_audio.padding import PaddingRule, checked_rule, real_pieces, real_windows
 from collimate_audio.reading import read_sound
 
 SAMPLE_RATE = 16_000  # of all published models
@@ -68,7 +68,7 @@ class FilterBank(Processor):
         padding: PaddingRule = "exact",
     ) -> None:
         self.sample_rate, self.mel_bands, self.mean, self.std = sample_rate, mel_bands, mean, std
-        self.padding = padding
+        self.padding = checked_rule(padding)
         self.window, self.shift = frame_samples(sample_rate)
         self.samples = round(seconds * sample_rate)
         self.fewest = self.window + (MIN_FRAMES - 1) * self.shift

@@ -13,7 +13,7 @@ Shape legend: B clips, N positions, P pieces, W windows.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from jaxtyping import Bool
 from torch import Tensor
@@ -35,3 +35,14 @@ def real_pieces(mask: Bool[Tensor, "B N"], count: int) -> Bool[Tensor, "B P"]:
     """The official rule: P = `count` equal pieces, real where any position is."""
     length = mask.shape[1] // count
     return mask[:, : mask.shape[1] - mask.shape[1] % count].unflatten(1, (count, length)).any(-1)
+
+
+def checked_rule(rule: PaddingRule) -> PaddingRule:
+    """The rule itself.
+
+    Raises:
+        ValueError: there is no such rule.
+    """
+    if rule not in get_args(PaddingRule):
+        raise ValueError(f"padding is {' or '.join(map(repr, get_args(PaddingRule)))}, not {rule!r}.")
+    return rule
