@@ -54,3 +54,12 @@ def test_is_frozen_but_replaceable():
     with pytest.raises(AttributeError):
         encoding.pooled = torch.ones(1, 4)
     assert encoding.replace(pooled=torch.ones(1, 4)).pooled.sum() == 4
+
+
+def test_the_pooled_vector_can_stand_before_a_grid():
+    first = Encoding(torch.ones(2, 3), torch.zeros(2, 4, 3), grid=(2, 2)).pooled_first()
+    assert first.tokens.shape == (2, 5, 3)
+    assert (first.grid, first.prefix) == ((2, 2), 1)
+    assert torch.equal(first.tokens[:, 0], first.pooled)
+    with pytest.raises(ValueError, match="masked"):
+        Encoding(torch.ones(2, 3), torch.zeros(2, 4, 3), torch.ones(2, 4, dtype=torch.bool)).pooled_first()

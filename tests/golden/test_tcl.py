@@ -11,7 +11,6 @@ from collimate.losses.matching import matching_loss, negative_weights
 from collimate.processing import ImageProcessor, Tokenizer
 from collimate.testing import run_on_ranks
 from collimate_vision_language.tcl import TCL
-from collimate_vision_language.tcl.method import with_class_token
 from collimate_vision_language.tcl.official import named
 
 TERMS = {"loss_i2t": "i2t", "loss_t2i": "t2i", "loss_i2i": "i2i", "loss_t2t": "t2t"}
@@ -122,7 +121,7 @@ def token_logits(method, batch, which):
     towers, view = (method.encoders, "image") if which == "online" else (method.momentum_encoders, "image_view")
     mask = method.processors["text"].mask(batch["text"])
     bert = towers["text"]
-    fused = bert.fuse(bert(batch["masked_text"], mask), with_class_token(towers["image"](batch[view])))
+    fused = bert.fuse(bert(batch["masked_text"], mask), towers["image"](batch[view]).pooled_first())
     return bert.token_logits(fused.tokens)
 
 

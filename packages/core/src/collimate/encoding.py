@@ -59,6 +59,17 @@ class Encoding:
             return self.mask
         return torch.ones(self.tokens.shape[:2], dtype=torch.bool, device=self.tokens.device)
 
+    def pooled_first(self) -> Encoding:
+        """The same with the pooled vector as a further token in front: where it is a class token, as fusion reads it.
+
+        Raises:
+            ValueError: there are no tokens, or some are masked.
+        """
+        if self.tokens is None or self.mask is not None:
+            raise ValueError("A pooled vector is put in front of tokens of which none is masked.")
+        tokens = torch.cat([self.pooled[:, None], self.tokens], 1)
+        return Encoding(self.pooled, tokens, None, self.grid, 0 if self.grid is None else self.prefix + 1)
+
     def replace(self, **changes: object) -> Encoding:
         """A copy with some fields changed."""
         return replace(self, **changes)  # type: ignore[arg-type]

@@ -19,7 +19,6 @@ from torchvision.ops import roi_align
 
 from collimate.configurable import Configurable
 from collimate.encoding import Encoding
-from collimate_vision_language.tcl.method import with_class_token
 
 
 class Prompter(nn.Module, Configurable):
@@ -145,7 +144,7 @@ class AttentionPrompter(Prompter):
 
     def tokens(self, encoding: Encoding) -> Encoding:
         """All tokens after the last norm, and the pooled one, a ViT's class token, before them."""
-        return with_class_token(encoding)
+        return encoding.pooled_first()
 
     def see(self, tokens: Float[Tensor, "B T W"], grid: tuple[int, ...] | None) -> Seen:
         tokens = self._placed(tokens, grid) if self.token_places else tokens

@@ -122,7 +122,7 @@ class TCL(Method):
     def forward(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> Encoding:
         """`pooled` lies in the joint space; `tokens` are the tower's own, the class token first, for `rerank`."""
         encoding = self.encoders[modality](inputs, mask)
-        encoding = with_class_token(encoding) if modality == "image" else encoding
+        encoding = encoding.pooled_first() if modality == "image" else encoding
         return encoding.replace(pooled=self.projections[modality](encoding.pooled))
 
     def rerank(self, image: Encoding, text: Encoding) -> Float[Tensor, " pairs"]:
@@ -158,7 +158,7 @@ class TCL(Method):
         found = {
             "image": self.projections["image"](patches.pooled),
             "text": self.projections["text"](text.pooled),
-            "image_tokens": with_class_token(patches).tokens,
+            "image_tokens": patches.pooled_first().tokens,
             "text_tokens": text.tokens,
             "text_mask": text.token_mask,
         }
@@ -166,7 +166,7 @@ class TCL(Method):
             taught = self.momentum_encoders["image"](views["image_view"])
             found |= self._momentum_features(taught, self.momentum_encoders["text"](batch["text"], mask))
         if self.mask_rate:
-            found |= self._masked_modelling(batch, text.token_mask, with_class_token(patches), with_class_token(taught))
+            found |= self._masked_modelling(batch, text.token_mask, patches.pooled_first(), taught.pooled_first())
         return found
 
     def losses(self, embeddings: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -335,13 +335,6 @@ class TCL(Method):
 
 
 FUSED = ("image_tokens", "text_tokens", "text_mask")
-
-
-def with_class_token(encoding: Encoding) -> Encoding:
-    """A picture's tokens with the class token, which is its pooled vector, in front."""
-    assert encoding.tokens is not None
-    tokens = torch.cat([encoding.pooled[:, None], encoding.tokens], 1)
-    return Encoding(encoding.pooled, tokens, None, encoding.grid, 0 if encoding.grid is None else 1)
 
 
 def _check(image: Encoder, text: Bert, mask_rate: float) -> None:
