@@ -113,6 +113,6 @@ def test_the_best_patch_lies_in_the_box_of_what_is_named(outcome):
 
 @pytest.mark.slow
 def test_padding_that_takes_part_is_of_no_use(outcome):
-    """In the paper it harms, because patches align to it. Here the direction agrees, but five seeds do not settle it."""
+    """In the paper it harms: patches align to it. Here the direction agrees, but five seeds do not settle it."""
     for metric in ("retrieval", "pointing_accuracy"):
         assert outcome.difference(TOKENS, PADDED, metric).mean > 0
