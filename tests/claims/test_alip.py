@@ -108,6 +108,8 @@ ARMS = {
     GATED + TRUE: partial(alip, gamma=2.0, wrong=(0.0, 0.0)),
 }
 
+pytestmark = pytest.mark.timeout(3600)  # ten minutes on two quiet cores, all in the fixture
+
 
 @pytest.fixture(scope="module")
 def outcome():

@@ -137,6 +137,8 @@ ARMS = {
     SCRAMBLED: partial(arm, method=Scrambled, text=FOUR),
 }
 
+pytestmark = pytest.mark.timeout(3600)  # ten minutes on two quiet cores, all in the fixture
+
 
 @pytest.fixture(scope="module")
 def outcome():

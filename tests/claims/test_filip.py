@@ -87,6 +87,8 @@ ARMS = {
     PADDED: partial(arm, method=PaddingAmongWords),
 }
 
+pytestmark = pytest.mark.timeout(3600)  # ten minutes on two quiet cores, all in the fixture
+
 
 @pytest.fixture(scope="module")
 def outcome():
