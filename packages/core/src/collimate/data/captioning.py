@@ -15,8 +15,9 @@ from typing import Any
 
 from PIL import Image
 
-from collimate.data.rewriting import Change, Precision, device_named, listed_in, picture_of, rewrite
+from collimate.data.rewriting import Change, Precision, listed_in, picture_of, rewrite
 from collimate.data.source import CorruptSample, Sample
+from collimate.devices import device_named
 
 QUESTION = "Describe the image in one sentence."  # ours, for models that must be asked something
 

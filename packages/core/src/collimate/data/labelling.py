@@ -23,8 +23,9 @@ from collimate.data.captions import captions_of
 from collimate.data.decoding import naming
 from collimate.data.phrases import MAX_PHRASES, Tagger, queries, tagger_named
 from collimate.data.regions import REGIONS, Box, clipped, is_seen
-from collimate.data.rewriting import Change, Precision, device_named, listed_in, picture_of, rewrite
+from collimate.data.rewriting import Change, Precision, listed_in, picture_of, rewrite
 from collimate.data.source import CorruptSample, Sample
+from collimate.devices import device_named
 
 OWL = ("owlvit", "owlv2")
 GROUNDING_DINO = ("grounding-dino", "mm-grounding-dino")

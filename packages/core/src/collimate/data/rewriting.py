@@ -85,13 +85,6 @@ def listed_in(sample: Sample, key: str) -> list[Any]:
     return found if isinstance(found, list) else [found]
 
 
-def device_named(device: str) -> str:
-    """The device of a model; `auto` is the first GPU where there is one, else the CPU."""
-    import torch
-
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-
-
 # Shards and tables ---------------------------------------------------------------------------------------------
 
 

@@ -45,7 +45,7 @@ from collimate.evaluation.features import (
     is_cosine,
     other_modality,
     place,
-    processors_of,
+    placing_processor,
     rows_of,
     settings_of,
     stream,
@@ -129,7 +129,7 @@ def evaluate_regions(
         ValueError: there are no regions, or the method cannot be evaluated so; says why.
     """
     modality = modality or other_modality(method)
-    look = _Look(method, _checked_processor(method, modality), _prompted(method, by), place(method, device), precision)
+    look = _Look(method, placing_processor(method, modality), _prompted(method, by), place(method, device), precision)
     source = _WithRegions(data)
     seen = _seen(look, source, modality, batch_size, num_workers, limit)
     regions = [region for each in seen for region in each.regions]
@@ -333,13 +333,6 @@ def _prompted(method: Method, by: str) -> bool:
     if by == "prompts" and not isinstance(method, RegionEncoder):
         raise ValueError(f"{type(method).__name__} has no `prompt` for regions: evaluate it by `crops`.")
     return by != "crops" and isinstance(method, RegionEncoder)
-
-
-def _checked_processor(method: Method, modality: str) -> Any:
-    processor = processors_of(method, [modality])[modality]
-    if not hasattr(processor, "placement"):
-        raise ValueError(f"{type(processor).__name__} cannot say where boxes come to lie: it has no `placement`.")
-    return processor
 
 
 # Numbers ------------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from collimate import distributed
 from collimate.data import EvalLoader, Sample, Source
 from collimate.data.decoding import IMAGES
 from collimate.data.loading import Batch
+from collimate.devices import device_named
 from collimate.encoders import Encoder
 from collimate.encoding import Encoding
 from collimate.training import Method
@@ -239,6 +240,18 @@ def processors_of(model: Model, modalities: Iterable[str]) -> dict[str, Any]:
     return {modality: found[modality] for modality in modalities}
 
 
+def placing_processor(model: Model, modality: str) -> Any:
+    """The processor of pictures, which says by `placement` where boxes of a picture come to lie.
+
+    Raises:
+        ValueError: the model has none, or it cannot say that.
+    """
+    processor = processors_of(model, [modality])[modality]
+    if not hasattr(processor, "placement"):
+        raise ValueError(f"{type(processor).__name__} cannot say where boxes come to lie: it has no `placement`.")
+    return processor
+
+
 def described(processor: Any) -> str:
     """A processor in one line: its class and settings."""
     config = processor.config()
@@ -268,8 +281,7 @@ def is_cosine(model: Model) -> bool:
 
 def place(model: Model, device: str) -> torch.device:
     """Bring the model to a device; `auto` is the first GPU where there is one."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_named(device)
     model.to(device)
     return torch.device(device)
 

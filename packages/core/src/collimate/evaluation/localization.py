@@ -34,7 +34,7 @@ from collimate.evaluation.features import (
     is_cosine,
     other_modality,
     place,
-    processors_of,
+    placing_processor,
     rows_of,
     settings_of,
     stream,
@@ -98,9 +98,7 @@ def evaluate_localization(
         ValueError: there are no regions, or the method's tokens cannot be compared with texts.
     """
     modality = modality or other_modality(method)
-    processor = processors_of(method, [modality])[modality]
-    if not hasattr(processor, "placement"):
-        raise ValueError(f"{type(processor).__name__} cannot say where boxes come to lie: it has no `placement`.")
+    processor = placing_processor(method, modality)
     read = extract(method, data, [], ["regions.json"], num_workers=num_workers, device=device, limit=limit)
     regions = [regions_of(value) for value in read.extras["regions.json"]]
     places = [int(at) for at, own in zip(read.index, regions, strict=True) if own]
