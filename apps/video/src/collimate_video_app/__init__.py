@@ -1,1 +1,13 @@
-"""The command-line app of collimate-video."""
+"""The command-line app of collimate-video: `collimate video <verb>`."""
+
+from collimate.app import App, Verb
+
+APP = App(
+    name="video",
+    summary="video and text: clips, TimeSformer",
+    package="collimate_video_app",
+    demo="alpro_demo",
+    verbs={
+        "transcode": Verb("collimate_video_app.commands:transcode", "write videos anew, small and fast to seek in"),
+    },
+)
