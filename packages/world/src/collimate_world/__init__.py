@@ -4,7 +4,21 @@ from collimate_world.captions import KINDS, Caption, caption, phrase, sentence
 from collimate_world.negatives import NEGATIVE_KINDS, Negative, negatives
 from collimate_world.picture import Picture
 from collimate_world.relations import CONVERSE, Relation, relations
-from collimate_world.scene import COLOURS, HELD_OUT, SHAPES, SIZES, TEXTURES, Light, Scene, Thing, sample_scene
+from collimate_world.scene import (
+    COLOURS,
+    HELD_OUT,
+    HELD_OUT_SIZES,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    Light,
+    Scene,
+    Thing,
+    sample_scene,
+)
+from collimate_world.sound import PITCHES, RHYTHMS, TIMBRES, Sound
+from collimate_world.sound_captions import SOUND_KINDS, sound_caption, sound_name, sound_phrase
+from collimate_world.sound_source import HELD_OUT_SOUNDS, SOUND_CLASSES, SOUND_TEMPLATES, SoundSource
 from collimate_world.source import CLASS_NAMES, HELD_OUT_CLASSES, TEMPLATES, WorldSource
 
 __all__ = [
@@ -13,18 +27,28 @@ __all__ = [
     "CONVERSE",
     "HELD_OUT",
     "HELD_OUT_CLASSES",
+    "HELD_OUT_SIZES",
+    "HELD_OUT_SOUNDS",
     "KINDS",
     "NEGATIVE_KINDS",
+    "PITCHES",
+    "RHYTHMS",
     "SHAPES",
     "SIZES",
+    "SOUND_CLASSES",
+    "SOUND_KINDS",
+    "SOUND_TEMPLATES",
     "TEMPLATES",
     "TEXTURES",
+    "TIMBRES",
     "Caption",
     "Light",
     "Negative",
     "Picture",
     "Relation",
     "Scene",
+    "Sound",
+    "SoundSource",
     "Thing",
     "WorldSource",
     "caption",
@@ -33,4 +57,7 @@ __all__ = [
     "relations",
     "sample_scene",
     "sentence",
+    "sound_caption",
+    "sound_name",
+    "sound_phrase",
 ]

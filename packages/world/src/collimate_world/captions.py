@@ -42,15 +42,15 @@ def caption(scene: Scene, kind: Kind, variant: int = 0, noise_rate: float = 0.4)
     rng = scene.generator(KINDS.index(kind), variant)
     if kind == "noisy":
         true = bool(rng.random() >= noise_rate)
-        name = _pick(rng, scene.things).name if true else _absent(scene, rng)
-        return Caption(kind, _pick(rng, _CRAWLED).format(name, int(rng.integers(10_000))), true)
+        name = pick(rng, scene.things).name if true else _absent(scene, rng)
+        return Caption(kind, pick(rng, _CRAWLED).format(name, int(rng.integers(10_000))), true)
     return Caption(kind, _WRITERS[kind](scene, rng))
 
 
 def phrase(thing: Thing) -> str:
     """One object, in the words for all its attributes: `a small striped red circle`."""
     words = [thing.size, thing.texture, thing.name]
-    return _with_article(" ".join(word for word in words if word not in ("medium", "plain")))
+    return with_article(" ".join(word for word in words if word not in ("medium", "plain")))
 
 
 def sentence(scene: Scene, relation: Relation, verb: str = "is") -> str:
@@ -59,27 +59,37 @@ def sentence(scene: Scene, relation: Relation, verb: str = "is") -> str:
     return f"the {subject.name} {verb} {relation.name} the {target.name}"
 
 
+def pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
+    """One of them."""
+    return choices[int(rng.integers(len(choices)))]
+
+
+def with_article(words: str) -> str:
+    """`a red circle`, `an orange star`."""
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
 def _short(scene: Scene, rng: np.random.Generator) -> str:
-    names = [_with_article(scene.things[i].name) for i in rng.permutation(len(scene.things))]
-    return _pick(rng, _FRAMES).format(_enumerate(names))
+    names = [with_article(scene.things[i].name) for i in rng.permutation(len(scene.things))]
+    return pick(rng, _FRAMES).format(_enumerate(names))
 
 
 def _synthetic(scene: Scene, rng: np.random.Generator) -> str:
     text = _enumerate([phrase(scene.things[i]) for i in rng.permutation(len(scene.things))])
     known = relations(scene)
     if known:
-        text += f", where {sentence(scene, _pick(rng, known))}"
+        text += f", where {sentence(scene, pick(rng, known))}"
     return f"{text}, on a {scene.background} background"
 
 
 def _long(scene: Scene, rng: np.random.Generator) -> str:
     count = len(scene.things)
     noun = "object" if count == 1 else "objects"
-    sentences = [_pick(rng, _OPENINGS).format(NUMBERS[count], noun, scene.background)]
-    sentences += [_pick(rng, _MENTIONS).format(phrase(scene.things[i])) for i in rng.permutation(count)]
+    sentences = [pick(rng, _OPENINGS).format(NUMBERS[count], noun, scene.background)]
+    sentences += [pick(rng, _MENTIONS).format(phrase(scene.things[i])) for i in rng.permutation(count)]
     for relation in relations(scene):
         if relation.subject < relation.target:
-            verb = "is" if relation.name.endswith("than") else _pick(rng, ("is", "lies", "is placed"))
+            verb = "is" if relation.name.endswith("than") else pick(rng, ("is", "lies", "is placed"))
             either = relation if rng.random() < 0.5 else _converse(relation)
             sentences.append(sentence(scene, either, verb))
     return " ".join(text[0].upper() + text[1:] + "." for text in sentences)
@@ -92,15 +102,7 @@ def _converse(relation: Relation) -> Relation:
 def _absent(scene: Scene, rng: np.random.Generator) -> str:
     """A colour and shape that no object has."""
     here = {thing.name for thing in scene.things}
-    return _pick(rng, [name for name in _NAMES if name not in here])
-
-
-def _pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
-    return choices[int(rng.integers(len(choices)))]
-
-
-def _with_article(words: str) -> str:
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+    return pick(rng, [name for name in _NAMES if name not in here])
 
 
 def _enumerate(names: Sequence[str]) -> str:

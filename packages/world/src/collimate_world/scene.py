@@ -47,6 +47,9 @@ HELD_OUT = frozenset(
 )
 """The 8 of 64 (colour, shape) combinations that never occur in the training split."""
 
+HELD_OUT_SIZES = {shape: list(SIZES)[j % len(SIZES)] for j, shape in enumerate(SHAPES)}
+"""shape -> the size in which it never occurs where training is on sounds, which tell the two."""
+
 CAMERA_DISTANCE = 6.0
 VIEW = 4.0
 DEPTH = 2.0
@@ -128,6 +131,7 @@ def sample_scene(
     seed: int = 0,
     objects: tuple[int, int] = (1, 1),
     combinations: Combinations | None = None,
+    sizes_by_shape: Combinations = "all",
 ) -> Scene:
     """Scene `index` of a split.
 
@@ -135,6 +139,7 @@ def sample_scene(
         split: scenes of different splits are drawn from different seeds.
         objects: least and greatest number of objects.
         combinations: of colour and shape, to draw from; those seen in training for `train`, else all, if None.
+        sizes_by_shape: the combinations of size and shape to draw from, of which `HELD_OUT_SIZES` are held out.
 
     Raises:
         ValueError: no such split, an impossible number of objects, or training on what is held out.
@@ -152,12 +157,12 @@ def sample_scene(
     rng = np.random.default_rng(key)
     count = int(rng.integers(low, high + 1))
     pairs = [allowed[i] for i in rng.choice(len(allowed), count, replace=False)]
-    sizes = rng.choice(list(SIZES), count)
+    sizes = _sizes([shape for _, shape in pairs], sizes_by_shape, rng)
     textures = rng.choice(TEXTURES, count, p=(0.6, 0.2, 0.2))
     radii = [SIZES[size] * spread for size, spread in zip(sizes, _spread(rng, count), strict=True)]
     tilts = rng.uniform(-0.35, 0.35, count)
     things = tuple(
-        Thing(colour, shape, str(size), str(texture), position, float(radius), float(tilt))
+        Thing(colour, shape, size, str(texture), position, float(radius), float(tilt))
         for (colour, shape), size, texture, position, radius, tilt in zip(
             pairs, sizes, textures, _positions(radii, rng), radii, tilts, strict=True
         )
@@ -174,6 +179,14 @@ def projection(thing: Thing) -> tuple[float, float, float]:
     scale = CAMERA_DISTANCE / thing.distance
     x, _, z = thing.position
     return x * scale, (z - VIEW / 2) * scale, thing.radius * scale
+
+
+def _sizes(shapes: list[str], combinations: Combinations, rng: np.random.Generator) -> list[str]:
+    if combinations == "all":
+        return rng.choice(list(SIZES), len(shapes)).tolist()
+    if combinations == "held_out":
+        return [HELD_OUT_SIZES[shape] for shape in shapes]
+    return [str(rng.choice([size for size in SIZES if size != HELD_OUT_SIZES[shape]])) for shape in shapes]
 
 
 def _spread(rng: np.random.Generator, count: int) -> np.ndarray:

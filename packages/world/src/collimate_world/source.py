@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -14,6 +15,7 @@ from collimate_world.picture import Picture
 from collimate_world.relations import relations
 from collimate_world.scene import COLOURS, HELD_OUT, SHAPES, Combinations, Scene, Split, sample_scene
 
+N = TypeVar("N", int, float)
 CLASS_NAMES = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
 """The classes of single-object scenes, in the order of their numbers."""
 
@@ -69,7 +71,7 @@ class WorldSource(Source):
             raise ValueError(f"The noise rate is a share between 0 and 1, not {noise_rate}.")
         self.split: Split = cast(Split, split)
         self.combinations: Combinations | None = cast(Combinations | None, combinations)
-        self.objects = _range(objects)
+        self.objects = number_range(objects, int, "The number of objects")
         self.length, self.size, self.seed = length, size, seed
         self.text, self.noise_rate = cast(Kind, text), noise_rate
         self.masks, self.negatives = masks, negatives
@@ -134,9 +136,14 @@ def description(scene: Scene) -> dict[str, Any]:
     }
 
 
-def _range(objects: int | str) -> tuple[int, int]:
-    low, _, high = str(objects).partition("-")
+def number_range(words: float | str, number: Callable[[str], N], what: str) -> tuple[N, N]:
+    """The least and the greatest of a range as in `2-4`, or of a number alone.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    low, _, high = str(words).partition("-")
     try:
-        return int(low), int(high or low)
+        return number(low), number(high or low)
     except ValueError:
-        raise ValueError(f"The number of objects is a number or a range as in 2-4, not {objects!r}.") from None
+        raise ValueError(f"{what} is a number or a range as in 2-4, not {words!r}.") from None
