@@ -325,3 +325,21 @@ def test_bad_checkpoints(tmp_path):
     (tmp_path / "cut.pt").write_bytes(b"PK")
     with pytest.raises(CheckpointError, match=r"cut\.pt"):
         BEATs.from_official(tmp_path / "cut.pt")
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_depths_follow_the_computation(pre_norm: bool):
+    """The norm before the layers, and the biases that all of them share, are embeddings, whatever their names."""
+    encoder = beats(pre_norm=pre_norm, deep_norm=not pre_norm)
+    depths = encoder.depths()
+    assert depths.keys() == dict(encoder.named_parameters()).keys()
+    expected = {
+        "patch_embedding.weight": 3,
+        "post_extract_proj.weight": 3,
+        "encoder.pos_conv.0.weight_g": 3,
+        "encoder.layers.0.self_attn.relative_attention_bias.weight": 3,
+        "encoder.layers.0.self_attn.grep_a": 2,
+        "encoder.layers.1.fc1.weight": 1,
+        "encoder.layer_norm.weight": 1 if pre_norm else 3,
+    }
+    assert {name: depths[name] for name in expected} == expected

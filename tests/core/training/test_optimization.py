@@ -5,6 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from collimate.encoders import Encoder, Frozen
+from collimate.encoding import Encoding
+from collimate.testing import run_on_ranks
 from collimate.training import Optimization, parameter_groups
 
 
@@ -76,3 +79,92 @@ def test_an_unknown_loss_weight_is_an_error():
     method.optimization = Optimization(loss_weights={"clop": 0.5})
     with pytest.raises(ValueError, match="clop"):
         method.total_loss(terms)
+
+
+class TwoLevels(Encoder):
+    """An embedding and three layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 4
+        self.embedding = nn.Linear(2, 4)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)) for _ in range(3))
+
+    def forward(self, inputs: torch.Tensor, mask: torch.Tensor | None = None) -> Encoding:
+        hidden = self.embedding(inputs)
+        for layer in self.layers:
+            hidden = hidden + layer(hidden)
+        return Encoding(hidden)
+
+
+def classifier() -> nn.ModuleDict:
+    torch.manual_seed(0)
+    return nn.ModuleDict({"encoder": TwoLevels(), "head": nn.Linear(4, 3)})
+
+
+def rates(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    return {names[parameter]: group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def test_layers_learn_at_their_own_rates():
+    module = classifier()
+    optimizer = Optimization(lr=0.1, layer_decay=0.5, weight_decay=0.3).optimizer(module)
+    found = rates(module, optimizer)
+    assert found.keys() == dict(module.named_parameters()).keys()
+    steps = {"head": 0, "layers.2": 1, "layers.1": 2, "layers.0": 3, "embedding": 4}
+    for name, rate in found.items():
+        depth = next(depth for part, depth in steps.items() if part in name)
+        assert rate == pytest.approx(0.1 * 0.5**depth), name
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.3, 0.0}
+    assert optimizer.param_groups[0]["lr"] == 0.1  # what logs show
+
+
+def test_every_parameter_moves_by_its_rate_and_by_the_schedule():
+    """Adam's first step is lr times a sign, so that a rate is seen in the weights; a scaled gradient would not be."""
+    module = classifier()
+    before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    optimization = Optimization(lr=1e-3, layer_decay=0.6, weight_decay=0.0, eps=1e-12, warmup=4)
+    optimizer = optimization.optimizer(module)
+    scheduler = optimization.scheduler(optimizer, 100)
+    generator = torch.Generator().manual_seed(1)
+    module["head"](module["encoder"](torch.randn(16, 2, generator=generator)).pooled).square().sum().backward()
+    optimizer.step()
+    scheduler.step()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None
+        assert (parameter.grad != 0).any(), name
+        moved = (parameter.detach() - before[name]).abs()[parameter.grad.abs() > 1e-6]
+        depth = 0 if name.startswith("head") else module["encoder"].depths()[name.removeprefix("encoder.")]
+        torch.testing.assert_close(moved, torch.full_like(moved, 1e-3 * 0.6**depth / 4), rtol=1e-3, atol=1e-8)
+        assert rates(module, optimizer)[name] == pytest.approx(1e-3 * 0.6**depth * 2 / 4)
+
+
+def test_rates_leave_out_what_is_frozen():
+    module = classifier()
+    module["encoder"] = Frozen(module["encoder"])
+    optimizer = Optimization(layer_decay=0.5).optimizer(module)
+    assert rates(module, optimizer).keys() == {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.5])
+def test_a_layer_decay_outside_its_range_is_an_error(decay: float):
+    with pytest.raises(ValueError, match="layer_decay"):
+        Optimization(layer_decay=decay)
+
+
+def _sharded_rates() -> list[float]:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from collimate.training.sharding import is_sharded, shard
+
+    module = classifier()
+    shard(module, init_device_mesh("cpu", (2,)))
+    assert is_sharded(module)
+    optimizer = Optimization(lr=0.1, layer_decay=0.5, betas=None, eps=None, name="sgd").optimizer(module)
+    return [group["lr"] for group in optimizer.param_groups]
+
+
+def test_rates_are_the_same_where_the_encoder_is_sharded():
+    optimizer = Optimization(lr=0.1, layer_decay=0.5, betas=None, eps=None, name="sgd").optimizer(classifier())
+    assert run_on_ranks(_sharded_rates, [(), ()]) == [[group["lr"] for group in optimizer.param_groups]] * 2

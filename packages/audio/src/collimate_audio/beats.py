@@ -203,6 +203,13 @@ class BEATs(Encoder):
     def example(self) -> Float[Tensor, "B F M"]:
         return waves(2, 3 * self.patch_size, max(MEL_BANDS, self.patch_size))
 
+    def depths(self) -> dict[str, int]:
+        """As for every encoder; the norm before the layers and the biases that all layers share are embeddings."""
+        found = super().depths()
+        norm = () if self.settings.pre_norm else ("encoder.layer_norm.",)
+        early = [name for name in found if name.startswith(norm) or ".relative_attention_bias." in name]
+        return found | dict.fromkeys(early, max(found.values()))
+
     @classmethod
     def from_official(cls, checkpoint: str | PathLike[str] | Mapping[str, Any], **changes: Any) -> BEATs:
         """The backbone of a published checkpoint, be it of an encoder or of a tokenizer.

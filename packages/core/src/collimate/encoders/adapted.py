@@ -67,6 +67,9 @@ class LoRA(Encoder):
     def example(self) -> Tensor | None:
         return self.encoder.example()
 
+    def depths(self) -> dict[str, int]:
+        return {f"encoder.{name}": depth for name, depth in self.encoder.depths().items()}
+
     def merged(self) -> Encoder:
         """A plain encoder whose weights are W + (alpha / rank) B A."""
         from peft.tuners.lora import LoraLayer
@@ -103,6 +106,9 @@ class Frozen(Encoder):
 
     def example(self) -> Tensor | None:
         return self.encoder.example()
+
+    def depths(self) -> dict[str, int]:
+        return {f"encoder.{name}": depth for name, depth in self.encoder.depths().items()}
 
     def train(self, mode: bool = True) -> Frozen:
         self.training = mode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from collimate.configurable import Configurable
+from collimate.encoders.depths import depths_by_blocks
 from collimate.encoding import Encoding
 from collimate.processing import Processor
 
@@ -46,13 +48,21 @@ class Encoder(nn.Module, Configurable):
         """
         return None
 
+    def depths(self) -> dict[str, int]:
+        """Parameter name -> how many layers it lies below the output, by which learning rates may fall.
+
+        1 for the last layer, one more for each before it, the most for embeddings; 0 would be a head's. Found by the
+        encoder's repeated blocks, in the order in which they were made, unless overridden.
+        """
+        return depths_by_blocks(self)
+
     def encode(self, inputs: Tensor | Sequence[Any], mask: Tensor | None = None) -> Encoding:
         """Encode a batch as the processor makes it, or a list of raw samples.
 
         Raises:
             ValueError: these are raw samples, and the encoder has no processor.
         """
-        device = next(self.parameters()).device
+        device = next(chain(self.parameters(), self.buffers())).device
         if self.processor is None:
             if not isinstance(inputs, Tensor):
                 raise ValueError("This encoder has no processor: pass tensors, or set `encoder.processor`.")
@@ -73,16 +83,24 @@ class Encoder(nn.Module, Configurable):
     def from_pretrained(cls: type[E], source: str | PathLike[str], trust: Sequence[str] = ()) -> E:
         """An encoder from a folder or from the hub; see `collimate.checkpoints.load`.
 
+        Of a method, its one encoder of this class, with the processor of its modality.
+
         Raises:
-            TypeError: what lies there is no such encoder.
+            TypeError: what lies there is no such encoder, or a method that has none or several.
         """
         from collimate.checkpoints import load
 
         loaded = load(source, trust)
-        if not isinstance(loaded, cls):
-            hint = " A method's towers are in its `encoders`." if hasattr(loaded, "encoders") else ""
+        if isinstance(loaded, cls):
+            return loaded
+        towers: dict[str, Any] = dict(getattr(loaded, "encoders", {}))
+        fitting = [modality for modality, tower in towers.items() if isinstance(tower, cls)]
+        if len(fitting) != 1:
+            hint = f" A method's towers are in its `encoders`: {', '.join(towers)}." if towers else ""
             raise TypeError(f"{source} holds a {type(loaded).__name__}, not a {cls.__name__}.{hint}")
-        return loaded
+        tower = towers[fitting[0]]
+        tower.processor = loaded.processors[fitting[0]]
+        return tower
 
 
 def waves(*shape: int) -> Tensor:

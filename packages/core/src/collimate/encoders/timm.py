@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from collimate.encoders.base import Encoder, waves
+from collimate.encoders.depths import depths_by_timm
 from collimate.encoding import Encoding
 
 
@@ -72,6 +73,11 @@ class TimmImageEncoder(Encoder):
     def example(self) -> Float[Tensor, "B 3 H W"]:
         size = self.image_size or self.model.default_cfg["input_size"][-1]
         return waves(2, 3, size, size)
+
+    def depths(self) -> dict[str, int]:
+        if not hasattr(self.model, "group_matcher"):
+            return super().depths()
+        return {f"model.{name}": depth for name, depth in depths_by_timm(self.model).items()}
 
     def config(self) -> dict[str, Any]:
         """As for every Configurable, without `pretrained`: what is saved has its weights beside it."""

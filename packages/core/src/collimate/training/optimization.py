@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from collimate.configurable import Configurable
+from collimate.encoders import Encoder
 
 Schedule = Literal["cosine", "linear", "constant", "rsqrt", "warmup_stable_decay"]
 
@@ -22,6 +23,8 @@ class Optimization(Configurable):
         name: any optimizer of `timm.optim` (which includes torch's): `adamw`, `lamb`, `lion`, `muon`, `sgd`...
         lr: the peak learning rate.
         weight_decay: applied to matrices only; see `parameter_groups`.
+        layer_decay: r; what lies d layers below an encoder's output (`Encoder.depths`) learns at r^d times `lr`, what
+            lies outside of encoders, such as heads, at `lr`. 1 for one rate everywhere.
         betas: Adam's betas, or None for optimizers without them.
         eps: Adam's epsilon, or None for the optimizer's own default.
         schedule: what follows the warm-up.
@@ -37,6 +40,7 @@ class Optimization(Configurable):
         name: str = "adamw",
         lr: float = 5e-4,
         weight_decay: float = 0.2,
+        layer_decay: float = 1.0,
         betas: tuple[float, float] | None = (0.9, 0.98),
         eps: float | None = 1e-6,
         schedule: Schedule = "cosine",
@@ -46,7 +50,9 @@ class Optimization(Configurable):
         loss_weights: dict[str, float] | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
-        self.name, self.lr, self.weight_decay = name, lr, weight_decay
+        if not 0 < layer_decay <= 1:
+            raise ValueError(f"layer_decay is above 0 and at most 1, not {layer_decay:g}.")
+        self.name, self.lr, self.weight_decay, self.layer_decay = name, lr, weight_decay, layer_decay
         self.betas, self.eps = betas, eps
         self.schedule: Schedule = schedule
         self.warmup, self.final_lr, self.decay = warmup, final_lr, decay
@@ -71,7 +77,7 @@ class Optimization(Configurable):
             options.setdefault("betas", tuple(self.betas))
         if self.eps is not None:
             options.setdefault("eps", self.eps)
-        groups = parameter_groups(module, self.weight_decay)
+        groups = parameter_groups(module, self.weight_decay, self.layer_decay, self.lr)
         return create_optimizer_v2(groups, opt=self.name, lr=self.lr, weight_decay=self.weight_decay, **options)
 
     def scheduler(self, optimizer: Optimizer, total_steps: int) -> LambdaLR:
@@ -104,19 +110,40 @@ class Optimization(Configurable):
         return factor
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices, which decay, and the rest (biases, norms, `logit_scale`, `logit_bias`), which do not.
+def parameter_groups(
+    module: nn.Module, weight_decay: float, layer_decay: float = 1.0, lr: float = 1.0
+) -> list[dict[str, Any]]:
+    """Matrices, which decay, and the rest (biases, norms, `logit_scale`, `logit_bias`), which do not.
+
+    With a `layer_decay` r below 1, two such groups for each depth d at which parameters lie, which learn at r^d `lr`,
+    the highest first. Learning rates, and not gradients, because Adam divides by a gradient's size.
 
     Raises:
         ValueError: nothing is trainable.
     """
-    decayed, plain = [], []
-    for _, parameter in _trainable(module):
-        (decayed if parameter.ndim >= 2 else plain).append(parameter)
-    if not decayed and not plain:
+    depths = parameter_depths(module) if layer_decay != 1 else {}
+    found: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in _trainable(module):
+        found.setdefault((depths.get(name, 0), parameter.ndim < 2), []).append(parameter)
+    if not found:
         raise ValueError(f"{type(module).__name__} has no trainable parameter: is everything frozen?")
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    rates = {} if layer_decay == 1 else {depth: {"lr": lr * layer_decay**depth} for depth, _ in found}
+    return [
+        {"params": found[depth, plain], "weight_decay": 0.0 if plain else weight_decay, **rates.get(depth, {})}
+        for depth, plain in sorted(found)
+    ]
+
+
+def parameter_depths(module: nn.Module) -> dict[str, int]:
+    """Parameter name -> how many layers it lies below its encoder's output, for all encoders in a module."""
+    found: dict[str, int] = {}
+    inside: list[str] = []  # what an outer encoder says of an inner one stands
+    for name, child in module.named_modules():
+        if isinstance(child, Encoder) and not any(name.startswith(outer) for outer in inside):
+            prefix = f"{name}." if name else ""
+            inside.append(prefix)
+            found |= {prefix + parameter: depth for parameter, depth in child.depths().items()}
+    return found
 
 
 def _trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

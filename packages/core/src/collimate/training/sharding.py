@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from collimate import distributed
 from collimate.configurable import build
 from collimate.encoders import Encoder
+from collimate.encoders.depths import blocks
 
 
 class Fsdp2Strategy(ModelParallelStrategy):
@@ -39,7 +40,7 @@ def shard(method: nn.Module, mesh: DeviceMesh) -> None:
         return
     for module in method.modules():
         if isinstance(module, Encoder):
-            for block in _blocks(module):
+            for block in blocks(module).values():
                 fully_shard(block, mesh=mesh)
             fully_shard(module, mesh=mesh)
     group = mesh.get_group()
@@ -69,13 +70,3 @@ def unsharded(method: nn.Module) -> nn.Module:
     whole = build(method.config(), trust=[type(method).__module__.split(".")[0]])  # type: ignore[operator]
     whole.load_state_dict(state)
     return whole.train(method.training)
-
-
-def _blocks(encoder: nn.Module) -> list[nn.Module]:
-    return [
-        child
-        for parent in encoder.modules()
-        if isinstance(parent, (nn.ModuleList, nn.Sequential)) and len(parent) >= 2
-        for child in parent.children()
-        if type(child) is type(parent[0]) and any(True for _ in child.children())
-    ]
