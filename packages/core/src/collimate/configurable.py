@@ -10,7 +10,7 @@ import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
-from typing import Any
+from typing import Any, Self
 
 TRUSTED_PACKAGES = ("collimate",)
 """Top-level packages whose classes a configuration file may name: these and every `collimate_*`."""
@@ -51,6 +51,15 @@ class Configurable:
             else:
                 init_args[name] = _plain(value, f"{cls.__name__}.{name}")
         return {"class_path": class_path(cls), "init_args": init_args}
+
+    def changed(self, **arguments: Any) -> Self:
+        """One like this, built anew with some of the constructor's arguments changed."""
+        cls, args, kwargs = self._built
+        bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
+        given = dict(list(bound.arguments.items())[1:])
+        for name in [name for name, each in bound.signature.parameters.items() if each.kind is each.VAR_KEYWORD]:
+            given |= given.pop(name, {})
+        return cls(**(given | arguments))
 
 
 def class_path(cls: type) -> str:

@@ -12,6 +12,7 @@ from collimate.data.hugging_face import HuggingFaceSource
 from collimate.data.mixture import Mixture
 from collimate.data.opening import open_source
 from collimate.data.order import Permutation, ShardOrder
+from collimate.data.plan import BatchPlan, BatchSchedule, Leg, Slot
 from collimate.data.regions import Region, RegionChoice, regions_of
 from collimate.data.shards import ShardSource
 from collimate.data.source import CorruptSample, Sample, Source, class_names
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Augmentation",
+    "BatchPlan",
+    "BatchSchedule",
     "Caption",
     "CaptionChoice",
     "CorruptSample",
@@ -33,6 +36,7 @@ __all__ = [
     "FolderSource",
     "HuggingFaceSource",
     "ImageAugmentation",
+    "Leg",
     "Mixture",
     "OneCaption",
     "Permutation",
@@ -42,6 +46,7 @@ __all__ = [
     "Sample",
     "ShardOrder",
     "ShardSource",
+    "Slot",
     "Source",
     "StrongImageAugmentation",
     "TableSource",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import count
@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from collimate import distributed
 from collimate.data.captions import CaptionChoice
 from collimate.data.mixture import Draw, Mixture
+from collimate.data.plan import BatchPlan, Shape
 from collimate.data.preparation import Preparation, TrainingPreparation, collate
 from collimate.data.regions import RegionChoice
 from collimate.data.source import CorruptSample, Source
@@ -58,9 +59,10 @@ class TrainLoader:
         rank, world_size: of the process group unless given.
         prefetch: batches that each worker prepares ahead.
         start_method: of the workers: fork, spawn or forkserver; the platform's unless given.
+        plan: the size and shape of each batch, in the place of B and of the processors' own shapes.
 
     Attributes:
-        consumed: positions of the stream that all ranks together have taken.
+        consumed: positions of the stream that all ranks together have taken, or passed over.
         corrupt: (source, reason) -> samples that this rank met.
     """
 
@@ -76,8 +78,9 @@ class TrainLoader:
         world_size: int | None = None,
         prefetch: int = 2,
         start_method: str | None = None,
+        plan: BatchPlan | None = None,
     ) -> None:
-        self.mixture, self.batch_size = mixture, batch_size
+        self.mixture, self.batch_size, self.plan = mixture, batch_size, plan
         self.rank = distributed.rank() if rank is None else rank
         self.world_size = distributed.world_size() if world_size is None else world_size
         self.steps = steps or max(1, len(mixture) // self._stride)
@@ -101,12 +104,19 @@ class TrainLoader:
 
     def __next__(self) -> Batch:
         if self._batches is None:
-            positions = _Positions(self.consumed, self.batch_size, self.rank, self.world_size)
-            self._batches = iter(DataLoader(self._dataset, batch_sampler=positions, **self._options))
+            self._batches = iter(DataLoader(self._dataset, batch_sampler=self._positions(), **self._options))
         batch = next(self._batches)
-        self.consumed += self._stride
-        self._ledger.enter(batch, self.batch_size)
+        if self.plan is None:
+            self.consumed += self._stride
+        else:
+            self.consumed = self.plan[self.plan.step_at(self.consumed) + 1].first
+        self._ledger.enter(batch, len(batch["position"]))
         return batch
+
+    def _positions(self) -> Sampler[Any]:
+        if self.plan is None:
+            return _Positions(self.consumed, self.batch_size, self.rank, self.world_size)
+        return _PlannedPositions(self.plan, self.plan.step_at(self.consumed), self.rank)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -206,33 +216,60 @@ class _Positions(Sampler[list[int]]):
             yield list(range(first + self.rank, first + stride, self.world_size))
 
 
+class _Shaped(list[int]):
+    """Positions of a batch with the shape that its samples shall have."""
+
+    def __init__(self, positions: Iterable[int], shape: Shape) -> None:
+        super().__init__(positions)
+        self.shape = shape
+
+
+class _PlannedPositions(Sampler[_Shaped]):
+    """The positions of each batch of one rank, as a plan has them, from a step on, without end."""
+
+    def __init__(self, plan: BatchPlan, start: int, rank: int) -> None:
+        self.plan, self.start, self.rank = plan, start, rank
+
+    def __iter__(self) -> Iterator[_Shaped]:
+        for step in count(self.start):
+            first, size, shape, _ = self.plan[step]
+            ranks = self.plan.ranks
+            yield _Shaped(range(first + self.rank, first + size * ranks, ranks), shape)
+
+
 class _Stream(Dataset[Batch]):
     """Positions of a stream to a batch."""
 
     def __init__(self, mixture: Mixture, preparation: Preparation) -> None:
-        self.mixture, self.preparation = mixture, preparation
+        self.mixture, self._shaped = mixture, {(): preparation}
         self._downloads = any(getattr(source, "is_remote", False) for source in mixture.sources)
 
     def __getitems__(self, positions: list[int]) -> Batch:
         if self._downloads:
             self._look_ahead(positions)
         corrupt: list[tuple[str, CorruptSample]] = []
+        preparation = self._prepared(getattr(positions, "shape", ()))
         with restoring_generators():
-            batch = collate([self._row(position, corrupt) for position in positions])
+            batch = collate([self._row(position, preparation, corrupt) for position in positions])
         batch["position"] = torch.tensor(positions)
         batch[CORRUPT] = corrupt
         return batch
 
-    def _row(self, position: int, corrupt: list[tuple[str, CorruptSample]]) -> dict[str, Any]:
+    def _row(self, position: int, preparation: Preparation, corrupt: list[tuple[str, CorruptSample]]) -> dict[str, Any]:
         draw = self.mixture.draw(position)
         source = self.mixture.sources[draw.source]
         for replacement in _replacements(draw, len(source)):
             seed_generators(self.mixture.seed, position)
             try:
-                return self.preparation(source.read(self.mixture.index(replacement)))
+                return preparation(source.read(self.mixture.index(replacement)))
             except CorruptSample as error:
                 corrupt.append((source.name, error))
         raise _hopeless(source, corrupt)
+
+    def _prepared(self, shape: Shape) -> Preparation:
+        if shape not in self._shaped:
+            self._shaped[shape] = self._shaped[()].shaped(shape)
+        return self._shaped[shape]
 
     def _look_ahead(self, positions: list[int]) -> None:
         """Tell sources that download what will be needed soon."""
@@ -318,10 +355,15 @@ class _Ledger:
 
 def seed_generators(seed: int, position: int) -> None:
     """Seed Python's, NumPy's and torch's global CPU generators for the sample at a position of a stream."""
-    number = int.from_bytes(blake2b(f"{seed},{position}".encode(), digest_size=8).digest(), "little")
+    number = position_seed(seed, position)
     random.seed(number)
     np.random.seed(number & 0xFFFFFFFF)  # noqa: NPY002 - transforms of others draw from it
     torch.default_generator.manual_seed(number >> 1)
+
+
+def position_seed(seed: int, position: int) -> int:
+    """64 bits for the sample at a position of a stream: draws from them do not depend on ranks, nor on resuming."""
+    return int.from_bytes(blake2b(f"{seed},{position}".encode(), digest_size=8).digest(), "little")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from collimate.data.captions import CaptionChoice
 from collimate.data.loading import EvalLoader, TrainLoader
 from collimate.data.mixture import Mixture
 from collimate.data.opening import open_source
+from collimate.data.plan import BatchPlan, BatchSchedule
 from collimate.data.preparation import Augmentation, TrainingPreparation
 from collimate.data.regions import RegionChoice
 from collimate.data.source import Source
@@ -43,6 +44,8 @@ class DataModule(LightningDataModule):
         regions: which of a sample's regions the batch holds, in the place of the method's own choice.
         prefetch: batches that each worker prepares ahead.
         start_method: of the workers: fork, spawn or forkserver; the platform's if None.
+        schedule: how size and shape of batches change in the run (`MultigridSchedule`, `PhaseSchedule`); `batch_size` is
+            then that of the full shape. One virtual epoch is the whole run: set `trainer.max_epochs` to 1.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class DataModule(LightningDataModule):
         regions: RegionChoice | None = None,
         prefetch: int = 2,
         start_method: str | None = None,
+        schedule: BatchSchedule | None = None,
     ) -> None:
         super().__init__()
         self.train, self.val, self.seed = train, val, seed
@@ -71,6 +75,7 @@ class DataModule(LightningDataModule):
         self.epoch_samples, self.val_batch_size, self.val_limit = epoch_samples, val_batch_size, val_limit
         self.augmentations, self.max_corrupt_rate, self.fields = augmentations, max_corrupt_rate, fields
         self.captions, self.regions = captions or {}, regions
+        self.schedule = schedule
         self._loader: TrainLoader | None = None
 
     @property
@@ -113,11 +118,17 @@ class DataModule(LightningDataModule):
             return Mixture([open_source(spec) for spec in self.train], list(self.train.values()), self.seed)
         return Mixture([open_source(self.train)], None, self.seed)
 
+    @property
+    def plan(self) -> BatchPlan | None:
+        """Of the training batches, once they are being loaded; None where all are of one size and shape."""
+        return None if self._loader is None else self._loader.plan
+
     def train_dataloader(self) -> TrainLoader:
         mixture, ranks = self.mixture(), distributed.world_size()
         size = rank_batch_size(self.batch_size, self.global_batch_size, ranks)
         samples = self.epoch_samples or len(mixture)
-        steps = max(1, samples // (size * ranks))
+        plan = None if self.schedule is None else self._plan(self.schedule, samples, size, ranks)
+        steps = max(1, samples // (size * ranks)) if plan is None else plan.steps
         augmentations: Mapping[str, Augmentation] | None = self.augmentations
         if augmentations is None and self.region_choice is None:
             pictures = [name for name, processor in self.processors.items() if isinstance(processor, ImageProcessor)]
@@ -126,6 +137,8 @@ class DataModule(LightningDataModule):
         rank_zero_info(
             f"Training on {sources}: {steps} steps of {ranks} x {size} samples an epoch, "
             f"{len(mixture) / (size * ranks):.1f} steps for each sample once."
+            if plan is None
+            else f"Training on {sources}: {steps} steps in {len(plan.legs)} legs of batches that change."
         )
         self._loader = TrainLoader(
             mixture,
@@ -144,8 +157,20 @@ class DataModule(LightningDataModule):
             self.max_corrupt_rate,
             prefetch=self.prefetch,
             start_method=self.start_method,
+            plan=plan,
         )
         return self._loader
+
+    def _plan(self, schedule: BatchSchedule, samples: int, size: int, ranks: int) -> BatchPlan:
+        assert self.trainer is not None
+        plan = schedule.plan(samples, size, ranks, self.trainer.max_steps if self.trainer.max_steps > 0 else None)
+        accumulated = self.trainer.accumulate_grad_batches
+        if accumulated > 1 and any(accumulated % len(leg.slots) for leg in plan.legs):
+            raise ValueError(
+                f"trainer.accumulate_grad_batches={accumulated} would weigh the shapes of data.schedule unequally: "
+                f"accumulate over whole cycles, of {max(len(leg.slots) for leg in plan.legs)} batches, or not at all."
+            )
+        return plan
 
     def teardown(self, stage: str) -> None:
         if self._loader is not None:

@@ -6,15 +6,17 @@ augmentation may stand before, or in the place of, a modality's processor.
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from collimate.data.captions import CaptionChoice, captions_of, listed
 from collimate.data.decoding import check_text, extensions_of, identity_of, naming, value_of
+from collimate.data.plan import Shape
 from collimate.data.regions import REGIONS, Box, RegionChoice, clipped, is_seen, placed_box, regions_of
 from collimate.data.source import Sample
 from collimate.processing import Processor
@@ -92,6 +94,20 @@ class Preparation:
         row |= self.located(sample, self.regions) if self.regions else {}
         row |= {key: self.tensor(modality, sample) for key, modality in (plain | self.views).items()}
         return row | self.chosen(sample)
+
+    def shaped(self, shape: Shape) -> Self:
+        """The same with inputs of another shape.
+
+        Raises:
+            ValueError: the shape is of what is no modality.
+            TypeError: a processor makes inputs of one shape only.
+        """
+        if unknown := dict(shape).keys() - self.processors.keys():
+            raise ValueError(f"There is no {min(unknown)!r} to shape: the modalities are {', '.join(self.processors)}.")
+        shaped = copy.copy(self)
+        others = {modality: self.processors[modality].shaped(value) for modality, value in shape}
+        shaped.processors = {**self.processors, **others}
+        return shaped
 
     def chosen(self, sample: Sample) -> dict[str, Tensor]:
         """The captions that were asked for one by one."""

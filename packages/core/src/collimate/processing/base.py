@@ -38,6 +38,16 @@ class Processor(Configurable):
         """Process and stack several raw samples."""
         return torch.stack([self(raw) for raw in raws])
 
+    def shaped(self, shape: Any) -> Processor:
+        """The same step for inputs of another shape, which a `BatchSchedule` asks for: a side, a length, ...
+
+        Raises:
+            TypeError: this processor makes inputs of one shape only.
+        """
+        raise TypeError(
+            f"{type(self).__name__} makes inputs of one shape only: leave its modality out of the schedule."
+        )
+
     def example(self) -> Any:
         """A raw sample, always the same one, or None.
 

@@ -100,6 +100,10 @@ class ImageProcessor(Processor):
         shift = torch.tensor(self.mean, device=batch.device).mul_(-255).view(3, 1, 1)
         return batch.to(torch.float32).add_(shift).mul_(scale)
 
+    def shaped(self, shape: int) -> ImageProcessor:
+        """The same for pictures of another side, in pixels."""
+        return self.changed(size=shape)
+
     def example(self) -> Image.Image:
         row, column = np.indices((45, 60), dtype=np.float32)
         waves = [np.sin(row / 5), np.sin(column / 7), np.sin((row + column) / 3)]

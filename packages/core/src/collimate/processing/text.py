@@ -59,6 +59,10 @@ class Tokenizer(Processor):
         """
         raise NotImplementedError(f"{type(self).__name__} does not tell which tokens go on with a word.")
 
+    def shaped(self, shape: int) -> Tokenizer:
+        """The same with another context length; longer texts are cut."""
+        return self.changed(context_length=shape)
+
     def example(self) -> str:
         return "A photo of two dogs, taken at 12:30 in the rain & fog."
 
