@@ -23,7 +23,7 @@ from torch import Tensor
 
 OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")  # openai/CLIP keeps three numbers as weights
 
-WRAPPERS = ("state_dict", "model")  # of training programs' checkpoints, which hold the optimizer's state beside it
+WRAPPERS = ("state_dict", "model", "model_state")  # of training programs, which keep the optimizer's state beside it
 
 
 class CheckpointError(RuntimeError):
@@ -77,7 +77,8 @@ def read_pickle(path: str | PathLike[str]) -> Any:
 def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
     """A state dict from safetensors, `torch.save` or a TorchScript archive, as published files have them.
 
-    A surrounding `state_dict` or `model` is unwrapped, a leading `module.` dropped, half precision made float32.
+    A surrounding `state_dict`, `model` or `model_state` is unwrapped, a leading `module.` dropped, half precision made
+    float32.
 
     Raises:
         CheckpointError: the file is damaged, refused, or holds no state dict.
