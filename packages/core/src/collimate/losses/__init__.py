@@ -24,6 +24,7 @@ from collimate.losses.softmax import (
 )
 from collimate.losses.supcon import supcon_loss
 from collimate.losses.targets import Leading, Mixture, Paired, SharedLabels, Similarities, Softened, Targets, Weights
+from collimate.losses.transport import ctc_losses, sinkhorn_divergences
 
 __all__ = [
     "FeatureQueue",
@@ -40,6 +41,7 @@ __all__ = [
     "Weights",
     "box_loss",
     "clip_loss",
+    "ctc_losses",
     "cwcl_loss",
     "filip_loss",
     "info_nce",
@@ -51,6 +53,7 @@ __all__ = [
     "select_tokens",
     "siglip_loss",
     "sigmoid_contrast",
+    "sinkhorn_divergences",
     "supcon_loss",
     "symmetric_info_nce",
     "symmetric_info_nce_losses",
