@@ -37,7 +37,7 @@ def test_random_labels(normalisation):
 def test_labels_of_padding(make):
     made = make()
     if isinstance(made, BeatsTokenizer):
-        made(banks())
+        made.quantized(banks())
     made.eval()
     labels = made.labels(banks(), frames())
     assert (labels[1, 6:] == UNSCORED).all()
@@ -72,7 +72,7 @@ def test_distillation_learns():
     optimizer = torch.optim.Adam([*made.parameters(), *estimator.parameters()], 3e-3)
     losses = []
     for _ in range(25):
-        quantized, real = made(bank)
+        quantized, real = made.quantized(bank)
         loss = distillation_loss(estimator(quantized.vectors, real), target, real) + quantized.loss
         optimizer.zero_grad()
         loss.backward()
@@ -104,7 +104,7 @@ def test_no_gradient_reaches_the_teacher():
 
 def test_state_is_complete():
     made, other = tokenizer(), tokenizer()
-    made(banks())
+    made.quantized(banks())
     other.load_state_dict(made.state_dict())
     assert torch.equal(other.eval().labels(banks()), made.eval().labels(banks()))
 

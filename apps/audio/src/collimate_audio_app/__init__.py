@@ -8,7 +8,9 @@ APP = App(
     package="collimate_audio_app",
     demo="beats_demo",
     verbs={
-        "tokenize": Verb("collimate_audio_app.commands:tokenize", "write a tokenizer's label for each patch of a source"),
+        "tokenize": Verb(
+            "collimate_audio_app.commands:tokenize", "write a tokenizer's labels of the patches of any data"
+        ),
         "iterate": Verb("collimate_audio.iterate:iterate", "pre-train and make tokenizers in turns, and compare them"),
     },
 )

@@ -108,6 +108,7 @@ class LabelPredictor(nn.Module, Configurable):
         settings = LayerSettings(
             width=width, heads=heads, hidden=hidden, buckets=buckets, max_distance=max_distance, dropout=dropout
         )
+        self.encoder_width, self.labels = encoder_width, labels
         self.decoder_embed = nn.Linear(encoder_width, width)
         token = torch.randn(1, 1, width) * INITIAL_STD
         self.mask_token = nn.Parameter(token) if empty == "learned" else None

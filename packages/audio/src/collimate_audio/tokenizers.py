@@ -28,20 +28,34 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, layer_norm, normalize
 
 from collimate.configurable import Configurable
+from collimate.encoders import Encoder
+from collimate.encoders.base import waves
+from collimate.encoding import Encoding
 from collimate.losses.masked_tokens import UNSCORED, mean_of_chosen
-from collimate_audio.beats import BEATs
+from collimate_audio.beats import BEATs, masked_mean
 from collimate_audio.beats_layers import BeatsLayers, LayerSettings, initialise
 from collimate_audio.beats_weights import quantizer_weights, read_official
 from collimate_audio.codebook import nearest_codes
+from collimate_audio.filter_bank import MEL_BANDS
 from collimate_audio.padding import real_windows
 from collimate_audio.quantizer import EMAQuantizer, Quantized
 
 
-class AcousticTokenizer(nn.Module, Configurable):
-    """A filter bank to labels, one for each patch of `BEATs`, in the same order."""
+class AcousticTokenizer(Encoder):
+    """A filter bank to labels, one for each patch of `BEATs`, in the same order.
+
+    As an encoder, its `tokens` are the vectors that are compared with the codes, and `pooled` their mean: so it is
+    saved, loaded and probed as any other.
+    """
 
     codes: int
     """K; labels lie below it."""
+
+    patch_size: int
+    """The side of a patch, in frames and in bands."""
+
+    def example(self) -> Float[Tensor, "B F M"]:
+        return waves(2, 3 * self.patch_size, max(MEL_BANDS, self.patch_size))
 
     @torch.no_grad()
     def labels(self, inputs: Float[Tensor, "B F M"], mask: Bool[Tensor, "B F"] | None = None) -> Int64[Tensor, "B L"]:
@@ -85,7 +99,7 @@ class RandomTokenizer(AcousticTokenizer):
         super().__init__()
         if normalisation not in ("layer_norm", "l2"):
             raise ValueError(f"normalisation is 'layer_norm' or 'l2', not {normalisation!r}.")
-        self.codes, self.patch_size, self.normalisation = codes, patch_size, normalisation
+        self.codes, self.width, self.patch_size, self.normalisation = codes, width, patch_size, normalisation
         generator = torch.Generator().manual_seed(seed)
         patch_weight, projection = torch.empty(patch_width, 1, patch_size, patch_size), torch.empty(width, patch_width)
         for matrix in (patch_weight, projection):
@@ -94,15 +108,20 @@ class RandomTokenizer(AcousticTokenizer):
         self.register_buffer("projection", projection)
         self.register_buffer("codebook", torch.randn(codes, width, generator=generator))
 
+    def forward(self, inputs: Float[Tensor, "B F M"], mask: Bool[Tensor, "B F"] | None = None) -> Encoding:
+        vectors = self.projected(inputs)
+        steps, bands = (extent // self.patch_size for extent in inputs.shape[-2:])
+        real = None
+        if mask is not None:
+            real = real_windows(mask, self.patch_size, self.patch_size).repeat_interleave(bands, 1)
+        return Encoding(masked_mean(vectors, real), vectors, real, (steps, bands))
+
     @torch.no_grad()
     def labels(self, inputs: Float[Tensor, "B F M"], mask: Bool[Tensor, "B F"] | None = None) -> Int64[Tensor, "B L"]:
         codebook = self.codebook if self.normalisation == "layer_norm" else normalize(self.codebook, dim=1)
-        found = nearest_codes(self.projected(inputs), codebook)
-        if mask is None:
-            return found
-        bands = inputs.shape[2] // self.patch_size
-        real = real_windows(mask, self.patch_size, self.patch_size).repeat_interleave(bands, 1)
-        return found.masked_fill(~real, UNSCORED)
+        encoding = self(inputs, mask)
+        found = nearest_codes(encoding.tokens, codebook)
+        return found if encoding.mask is None else found.masked_fill(~encoding.mask, UNSCORED)
 
     def patches(self, inputs: Float[Tensor, "B F M"]) -> Float[Tensor, "B L C"]:
         """The patches behind the first matrix and its norm."""
@@ -141,7 +160,7 @@ class BeatsTokenizer(AcousticTokenizer):
         restart_below: float = 0.0,
     ) -> None:
         super().__init__()
-        self.codes = codes
+        self.codes, self.width, self.patch_size = codes, width, encoder.patch_size
         self.encoder = encoder
         self.quantize_layer = nn.Sequential(
             nn.Linear(encoder.width, encoder.width), nn.Tanh(), nn.Linear(encoder.width, width)
@@ -151,7 +170,12 @@ class BeatsTokenizer(AcousticTokenizer):
             if isinstance(matrix, nn.Linear):
                 initialise(matrix)
 
-    def forward(
+    def forward(self, inputs: Float[Tensor, "B F M"], mask: Bool[Tensor, "B F"] | None = None) -> Encoding:
+        encoding = self.encoder(inputs, mask)
+        vectors = normalize(self.quantize_layer(encoding.tokens).float(), dim=-1)
+        return Encoding(masked_mean(vectors, encoding.mask), vectors, encoding.mask, encoding.grid)
+
+    def quantized(
         self, inputs: Float[Tensor, "B F M"], mask: Bool[Tensor, "B F"] | None = None
     ) -> tuple[Quantized, Bool[Tensor, "B L"] | None]:
         """The quantized patches, and which of them are real; in training the codes move."""
@@ -223,10 +247,11 @@ class Estimator(nn.Module, Configurable):
         settings = LayerSettings(
             width=width, heads=heads, hidden=hidden, buckets=buckets, max_distance=max_distance, dropout=dropout
         )
+        self.code_width, self.target_width = code_width, target_width or width
         self.connector_layer = nn.Linear(code_width, width)
         self.decoder_blocks = BeatsLayers(settings, layers)
         self.decoder_norm = nn.LayerNorm(width)
-        self.target = nn.Identity() if target_width in (None, width) else nn.Linear(width, target_width)
+        self.target = nn.Identity() if self.target_width == width else nn.Linear(width, self.target_width)
         for matrix in (self.connector_layer, self.target):
             if isinstance(matrix, nn.Linear):
                 initialise(matrix)
