@@ -5,7 +5,7 @@ Shape legend: W the tower's width, D the joint width.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -57,12 +57,16 @@ class MLPProjection(Projection):
         width: W.
         dim: D.
         hidden: width of the hidden layer; W if None.
+        activation: what stands between; LAION's CLAP has a ReLU.
     """
 
-    def __init__(self, width: int, dim: int, hidden: int | None = None) -> None:
+    def __init__(
+        self, width: int, dim: int, hidden: int | None = None, activation: Literal["gelu", "relu"] = "gelu"
+    ) -> None:
         super().__init__()
         self.width, self.dim = width, dim
-        self.layers = nn.Sequential(nn.Linear(width, hidden or width), nn.GELU(), nn.Linear(hidden or width, dim))
+        between = {"gelu": nn.GELU, "relu": nn.ReLU}[activation]()
+        self.layers = nn.Sequential(nn.Linear(width, hidden or width), between, nn.Linear(hidden or width, dim))
 
     def forward(self, vectors: Float[Tensor, "... W"]) -> Float[Tensor, "... D"]:
         return self.layers(vectors)
