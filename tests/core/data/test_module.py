@@ -10,6 +10,7 @@ from PIL import Image
 
 from collimate.data import DataModule, ImageAugmentation, RegionChoice, Source
 from collimate.data.module import rank_batch_size
+from collimate.processing import ClassLabels
 
 
 class Recorder(LightningModule):
@@ -181,3 +182,19 @@ def test_global_batches_are_shared_out():
     assert rank_batch_size(5, 12, 3) == 4
     with pytest.raises(ValueError, match="cannot be shared out"):
         rank_batch_size(5, 10, 3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_balanced_sampling_draws_rare_classes_as_often_as_frequent_ones(tmp_path):
+    rows = "".join(f"{number}.txt,{'rare' if number < 2 else 'frequent'}\n" for number in range(40))
+    (tmp_path / "t.csv").write_text("txt,label\n" + rows)
+    data = DataModule(f"{tmp_path}/t.csv", f"{tmp_path}/t.csv", batch_size=20, balanced=True)
+    data.trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    data.trainer.strategy.connect(Recorder({"labels": ClassLabels(["frequent", "rare"])}))
+    loader = data.train_dataloader()
+    share = torch.cat([next(loader)["labels"] for _ in range(50)]).mean(0)
+    assert share.tolist() == pytest.approx([0.5, 0.5], abs=0.06)
+    data.trainer.strategy.connect(Recorder({"labels": ClassLabels(["rare", "frequent"])}))
+    for dataloader in (data.train_dataloader, data.val_dataloader):
+        with pytest.raises(ValueError, match="otherwise"):
+            dataloader()

@@ -171,3 +171,31 @@ def test_real_tables(shared_data):
     clothing = TableSource(shared_data / "images_clothing10" / "manifest.csv")
     assert len(clothing) == 1482
     assert clothing.class_names[2] == "long-sleeved top"
+
+
+def test_classes_have_one_number_in_every_part_of_a_table(tmp_path):
+    """A part that lacks a class would otherwise number the others differently, without an error."""
+    path = tmp_path / "t.csv"
+    path.write_text("file,label,fold\nx.wav,ant,1\ny.wav,bee,1\nz.wav,bee,2\nw.wav,cow,3\n")
+    part = open_source(f"{path}?fold=2")
+    assert part.class_names == ["ant", "bee", "cow"]
+    assert part.peek(0, ["cls"])["cls"] == 1
+    assert "wav" not in part.peek(0, ["cls"])
+    (tmp_path / "classes.json").write_text('["bee", "ant", "dog", "cow"]')
+    assert open_source(f"{path}?fold=2").peek(0, ["cls"])["cls"] == 0
+
+
+def test_conditions_with_several_values(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("file,fold\na.wav,1\nb.wav,2\nc.wav,3\n")
+    source = open_source(f"{path}?fold=[1, 3]")
+    assert [source.row(index)["file"] for index in range(len(source))] == ["a.wav", "c.wav"]
+    assert source.name == f"{path}?fold=1|3"
+
+
+def test_several_labels_in_a_column(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text('file,labels\na.wav,"rain,wind"\nb.wav,"Chewing, mastication"\nc.wav,["rain\n')
+    source = open_source(path)
+    assert source.class_names == ["Chewing, mastication", "rain", "wind"]
+    assert source.peek(0, ["labels.json"])["labels.json"] == "rain,wind"

@@ -6,13 +6,14 @@ What needs torch is imported when it is first used, so that `collimate data` ans
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from collimate.data.balance import BalancedSource
 from collimate.data.captions import Caption, CaptionChoice, OneCaption
 from collimate.data.folders import FolderSource
 from collimate.data.hugging_face import HuggingFaceSource
 from collimate.data.mixture import Mixture
 from collimate.data.opening import open_source
 from collimate.data.order import Permutation, ShardOrder
-from collimate.data.plan import BatchPlan, BatchSchedule, Leg, Slot
+from collimate.data.plan import BatchPlan, BatchSchedule, ClipShape, Leg, Slot
 from collimate.data.regions import Region, RegionChoice, regions_of
 from collimate.data.shards import ShardSource
 from collimate.data.source import CorruptSample, Sample, Source, class_names
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Augmentation",
+    "BalancedSource",
     "BatchPlan",
     "BatchSchedule",
     "Caption",
     "CaptionChoice",
+    "ClipShape",
     "CorruptSample",
     "DataModule",
     "EvalLoader",

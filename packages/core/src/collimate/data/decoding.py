@@ -24,6 +24,8 @@ MIN_SIDE = 4  # ours: below it there is nothing to see; such files are place hol
 MAX_ASPECT = 50  # ours: rules and banners
 MAX_TEXT = 2**20  # ours, in bytes: no caption is longer than a book
 
+LABELS = ("labels.json", "cls")  # several, by name; or the number of the one
+
 Decoder = Callable[[bytes], Any]
 
 
@@ -222,4 +224,9 @@ _DECODERS: dict[str, Decoder] = {
     "npy": decode_array,
     "npz": decode_array,
 }
-_MODALITIES: dict[str, tuple[str, ...]] = {"image": IMAGES, "text": ("txt", "captions.json"), "label": ("cls",)}
+_MODALITIES: dict[str, tuple[str, ...]] = {
+    "image": IMAGES,
+    "text": ("txt", "captions.json"),
+    "label": ("cls",),
+    "labels": LABELS,
+}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from collimate.data.decoding import IMAGES
 from collimate.data.shards import read_class_names
 from collimate.data.source import CorruptSample, Sample, Source
 
-SIDECARS = ("txt", "captions.json", "regions.json", "cls", "json")
+SIDECARS = ("txt", "captions.json", "regions.json", "labels.json", "cls", "json")
 """Keys that may lie beside a picture, in a file of the same name."""
 
 
@@ -51,17 +51,25 @@ class FolderSource(Source):
         return len(self.paths)
 
     def read(self, index: int) -> Sample:
+        return self._read(index)
+
+    def peek(self, index: int, keys: Sequence[str]) -> Sample:
+        return self._read(index, keys)
+
+    def _read(self, index: int, keys: Sequence[str] | None = None) -> Sample:
         path = self.root / self.paths[index]
         stem = self.paths[index].rsplit(".", 1)[0]
         sample: Sample = {"__key__": stem, "__source__": self.name}
+        extension = path.suffix[1:].lower()
         try:
-            sample[path.suffix[1:].lower()] = path.read_bytes()
+            if keys is None or extension in keys:
+                sample[extension] = path.read_bytes()
         except OSError as error:
             raise CorruptSample(str(path), "unreadable file", str(error)) from None
         if self._labels:
             sample["cls"] = self._labels[self.paths[index].split("/")[0]]
         if self._has_sidecars:
-            for key in SIDECARS:
+            for key in SIDECARS if keys is None else set(SIDECARS).intersection(keys):
                 beside = path.with_name(f"{path.name.rsplit('.', 1)[0]}.{key}")
                 if beside.is_file():
                     sample[key] = beside.read_bytes()

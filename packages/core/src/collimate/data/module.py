@@ -8,6 +8,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 
 from collimate import distributed
+from collimate.data.balance import BalancedSource
 from collimate.data.captions import CaptionChoice
 from collimate.data.loading import EvalLoader, TrainLoader
 from collimate.data.mixture import Mixture
@@ -33,6 +34,8 @@ class DataModule(LightningDataModule):
         batch_size: samples of each rank in a step; instead of it, `global_batch_size` for all ranks together.
         num_workers: loading processes of each rank.
         seed: of shuffling, mixing and augmentation.
+        balanced: draw samples of rare classes as often as those of frequent ones, with replacement; see
+            `collimate.data.BalancedSource`.
         epoch_samples: samples in a virtual epoch; those of all training sources together if None.
         augmentations: modality -> its training transform. If None, `ImageAugmentation`, CLIP's slight random crop, for
             pictures, unless the method reads regions, of which a crop would lose some; `{}` for none at all.
@@ -44,8 +47,9 @@ class DataModule(LightningDataModule):
         regions: which of a sample's regions the batch holds, in the place of the method's own choice.
         prefetch: batches that each worker prepares ahead.
         start_method: of the workers: fork, spawn or forkserver; the platform's if None.
-        schedule: how size and shape of batches change in the run (`MultigridSchedule`, `PhaseSchedule`); `batch_size` is
-            then that of the full shape. One virtual epoch is the whole run: set `trainer.max_epochs` to 1.
+        schedule: how size and shape of batches change in the run: a `MultigridSchedule` or a `PhaseSchedule`.
+            `batch_size` is then that of the full shape. One virtual epoch is the whole run, so set
+            `trainer.max_epochs` to 1, or `max_steps`.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class DataModule(LightningDataModule):
         global_batch_size: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
+        balanced: bool = False,
         epoch_samples: int | None = None,
         augmentations: dict[str, Augmentation] | None = None,
         val_batch_size: int | None = None,
@@ -69,7 +74,7 @@ class DataModule(LightningDataModule):
         schedule: BatchSchedule | None = None,
     ) -> None:
         super().__init__()
-        self.train, self.val, self.seed = train, val, seed
+        self.train, self.val, self.seed, self.balanced = train, val, seed, balanced
         self.batch_size, self.global_batch_size = batch_size, global_batch_size
         self.num_workers, self.prefetch, self.start_method = num_workers, prefetch, start_method
         self.epoch_samples, self.val_batch_size, self.val_limit = epoch_samples, val_batch_size, val_limit
@@ -114,9 +119,15 @@ class DataModule(LightningDataModule):
         """
         if self.train is None:
             raise ValueError("There is nothing to train on: set data.train to a table, folder, shards or source.")
-        if isinstance(self.train, Mapping):
-            return Mixture([open_source(spec) for spec in self.train], list(self.train.values()), self.seed)
-        return Mixture([open_source(self.train)], None, self.seed)
+        weights = list(self.train.values()) if isinstance(self.train, Mapping) else None
+        sources = [open_source(spec) for spec in (self.train if isinstance(self.train, Mapping) else [self.train])]
+        return Mixture([BalancedSource(each) if self.balanced else each for each in sources], weights, self.seed)
+
+    def _understood(self, source: Source) -> Source:
+        """The source, if the method's processors understand its samples."""
+        for processor in self.processors.values():
+            processor.check_source(source)
+        return source
 
     @property
     def plan(self) -> BatchPlan | None:
@@ -125,6 +136,8 @@ class DataModule(LightningDataModule):
 
     def train_dataloader(self) -> TrainLoader:
         mixture, ranks = self.mixture(), distributed.world_size()
+        for source in mixture.sources:
+            self._understood(source)
         size = rank_batch_size(self.batch_size, self.global_batch_size, ranks)
         samples = self.epoch_samples or len(mixture)
         plan = None if self.schedule is None else self._plan(self.schedule, samples, size, ranks)
@@ -181,7 +194,7 @@ class DataModule(LightningDataModule):
             return []
         size = rank_batch_size(self.batch_size, self.global_batch_size, distributed.world_size())
         return EvalLoader(
-            open_source(self.val),
+            self._understood(open_source(self.val)),
             self.processors,
             self.val_batch_size or size,
             self.num_workers,

@@ -87,6 +87,23 @@ class ShardOrder:
         return place + int(self._shift[np.searchsorted(self._ends, place, side="right")])
 
 
+class WeightedOrder:
+    """Draws with replacement: an index at each position, as often as its weight says. No bijection, and endless.
+
+    Args:
+        ends: the running sum of the weights.
+        seed, epoch: what the draws depend on, beside the position.
+    """
+
+    def __init__(self, ends: np.ndarray, seed: int, epoch: int) -> None:
+        self._ends, self._seed, self._epoch = ends, seed, epoch
+
+    def __getitem__(self, position: int) -> int:
+        digest = blake2b(repr((self._seed, self._epoch, position)).encode(), digest_size=8).digest()
+        share = (int.from_bytes(digest, "little") >> 11) / 2**53  # as many bits as a double has
+        return int(np.searchsorted(self._ends, share * self._ends[-1], side="right"))
+
+
 @lru_cache(maxsize=1024)
 def _permutation(size: int, *keys: int) -> Permutation:
     return Permutation(size, *keys)

@@ -100,6 +100,12 @@ class ShardSource(Source):
         return _unpickled, ({k: v for k, v in self.__dict__.items() if k != "_indexes"},)
 
     def read(self, index: int) -> Sample:
+        return self._read(index)
+
+    def peek(self, index: int, keys: Sequence[str]) -> Sample:
+        return self._read(index, keys)
+
+    def _read(self, index: int, keys: Sequence[str] | None = None) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"Sample {index} of {len(self)} in {self.name}.")
         shard = self.shard_of(index)
@@ -116,6 +122,8 @@ class ShardSource(Source):
         if problem := members.problem_of(within):
             raise CorruptSample(f"{url}: {sample['__key__']}", problem)
         for extension, offset, size in members.members(within):
+            if keys is not None and extension not in keys:
+                continue
             try:
                 data = self._files.read(path, offset, size)
             except OSError as error:

@@ -7,6 +7,7 @@ what was read: not on the same number of ranks and workers, not on another.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from collimate.data.order import Permutation
@@ -39,6 +40,15 @@ class Source(Protocol):
             CorruptSample: it cannot be read; says which sample, why, and what was expected.
         """
         ...
+
+    def peek(self, index: int, keys: Sequence[str]) -> Sample:
+        """What the sample at `index` has of these keys; sources leave unread what they need not read.
+
+        Raises:
+            CorruptSample: as for `read`.
+        """
+        sample = self.read(index)
+        return {key: value for key, value in sample.items() if key in keys or key.startswith("__")}
 
     def order(self, seed: int, epoch: int) -> Order:
         """The order in which the samples of this epoch are read: any permutation, unless overridden."""

@@ -7,11 +7,14 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from collimate.data.classes import labels_of
+from collimate.data.decoding import Undecodable
 from collimate.data.files import FileReader
 from collimate.data.shards import read_class_names
 from collimate.data.source import CorruptSample, Sample, Source
@@ -21,6 +24,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "txt": ("caption", "text", "title", "txt"),
     "captions.json": ("captions",),
     "cls": ("label_id", "cls", "class_id", "label", "class"),
+    "labels.json": ("labels",),
     "regions.json": ("regions", "boxes"),
     "compositional.json": ("compositional",),
 }
@@ -33,7 +37,8 @@ KIND = "captions."
 class TableSource(Source):
     """One sample a row: a file, and what the other columns say of it.
 
-    Only the place of each row in the table is held in memory.
+    Only the place of each row in the table is held in memory. Classes that are named are numbered in alphabetical
+    order, or as a `classes.json` beside the table says: those of the whole table, whatever rows are taken.
 
     Args:
         path: a .csv, .tsv or .jsonl file.
@@ -43,7 +48,8 @@ class TableSource(Source):
             `captions.json`; empty cells are left out.
             Any other key is one of the sample schema:
             `{"file": "img", "txt": "alt_text", "captions.short": "blip", "captions.long": ["llava", "sharegpt4v"]}`.
-        where: column -> the value that a row must have in it to be taken, such as `{"split": "train"}`.
+        where: column -> the value that a row must have in it to be taken, such as `{"split": "train"}`, or the values
+            of which it must have one: `{"fold": [1, 2, 3]}`.
         name: what reports call it; the path if None.
 
     Raises:
@@ -58,8 +64,9 @@ class TableSource(Source):
         name: str | None = None,
     ) -> None:
         self.path = Path(path)
-        self.where = {column: str(value) for column, value in (where or {}).items()}
-        conditions = ",".join(f"{column}={value}" for column, value in self.where.items())
+        wanted = {column: each if isinstance(each, list) else [each] for column, each in (where or {}).items()}
+        self.where = {column: [str(value) for value in values] for column, values in wanted.items()}
+        conditions = ",".join(f"{column}={'|'.join(values)}" for column, values in self.where.items())
         self.name = name or (f"{path}?{conditions}" if conditions else str(path))
         self._delimiter = {".csv": ",", ".tsv": "\t"}.get(self.path.suffix)  # None: JSON lines
         self._files = FileReader()
@@ -70,19 +77,18 @@ class TableSource(Source):
         for row, start, end in self._scan():
             if not self.columns:
                 self.columns = self._choose_columns(row, given)
-                label = self.columns.get("cls")
-            if any(str(row.get(column)) != value for column, value in self.where.items()):
+            labels.update(self._names_of(row))
+            if any(str(row.get(column)) not in values for column, values in self.where.items()):
                 continue
             starts.append(start)
             ends.append(end)
-            if label and not _is_number(row.get(label)):
-                labels.add(str(row.get(label)))
         if not starts:
             raise ValueError(f"{self.path}: no row" + (f" has {conditions}." if conditions else "s."))
         self._starts, self._ends = np.array(starts, np.int64), np.array(ends, np.int64)
-        self._labels = {label: number for number, label in enumerate(sorted(labels))}
         names = self.path.parent / "classes.json"
-        self.class_names = list(self._labels) or (read_class_names(names) if names.is_file() else None)
+        listed = (read_class_names(names) if names.is_file() else None) or []
+        self.class_names = (listed if labels <= set(listed) else sorted(labels)) or None
+        self._labels = {label: number for number, label in enumerate(self.class_names or [])}
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -93,6 +99,13 @@ class TableSource(Source):
         return self._parse(self._files.read(str(self.path), start, end - start))
 
     def read(self, index: int) -> Sample:
+        return self._read(index)
+
+    def peek(self, index: int, keys: Sequence[str]) -> Sample:
+        sample = self._read(index, keys)
+        return {key: value for key, value in sample.items() if key in keys or key.startswith("__")}
+
+    def _read(self, index: int, keys: Sequence[str] | None = None) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"Row {index} of {len(self)} in {self.name}.")
         row = self.row(index)
@@ -103,7 +116,8 @@ class TableSource(Source):
                 continue
             if what == "file":
                 sample["__key__"] = f"{index}:{value}"
-                sample[_suffix(str(value))] = self._file(str(value), index)
+                if keys is None or _suffix(str(value)) in keys:
+                    sample[_suffix(str(value))] = self._file(str(value), index)
             elif what == "cls":
                 sample["cls"] = int(value) if _is_number(value) else self._labels[str(value)]
             else:
@@ -112,6 +126,15 @@ class TableSource(Source):
         if captions := [{"text": text, "kind": kind} for text, kind in texts]:
             sample["captions.json"] = captions
         return sample
+
+    def _names_of(self, row: Mapping[str, Any]) -> Iterator[str]:
+        """The classes that a row names."""
+        for what in ("cls", "labels.json"):
+            value = row.get(self.columns[what]) if what in self.columns else None
+            with suppress(Undecodable):  # such a row spoils itself only, when it is read
+                for label in [value] if what == "cls" else labels_of(value or []):
+                    if label is not None and not _is_number(label):
+                        yield str(label)
 
     def _file(self, value: str, index: int) -> bytes:
         try:

@@ -2,6 +2,7 @@
 
 from collimate.processing.base import Processor
 from collimate.processing.image import ImageProcessor
+from collimate.processing.labels import ClassLabels
 from collimate.processing.text import ClipTokenizer, HuggingFaceTokenizer, Tokenizer
 
-__all__ = ["ClipTokenizer", "HuggingFaceTokenizer", "ImageProcessor", "Processor", "Tokenizer"]
+__all__ = ["ClassLabels", "ClipTokenizer", "HuggingFaceTokenizer", "ImageProcessor", "Processor", "Tokenizer"]

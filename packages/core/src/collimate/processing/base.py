@@ -48,6 +48,13 @@ class Processor(Configurable):
             f"{type(self).__name__} makes inputs of one shape only: leave its modality out of the schedule."
         )
 
+    def check_source(self, source: Any) -> None:
+        """Look at a source of samples before they are read; nothing unless overridden.
+
+        Raises:
+            ValueError: its samples would be misunderstood.
+        """
+
     def example(self) -> Any:
         """A raw sample, always the same one, or None.
 
