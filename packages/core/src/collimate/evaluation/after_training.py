@@ -106,7 +106,7 @@ class AfterTraining(Configurable):
         return results
 
 
-def add_training_curves(report: Report, output: Path) -> None:
+def add_training_curves(report: Report, output: Path, title: str = "Training") -> None:
     """Draw the step log of a run, all its versions (a resumed run has several) as one."""
     from collimate.evaluation import figures
 
@@ -119,6 +119,6 @@ def add_training_curves(report: Report, output: Path) -> None:
                     if name not in NOT_DRAWN and value and math.isfinite(float(value)):
                         points.setdefault(name, {})[float(row["step"])] = float(value)
     if points:
-        report.add_heading("Training")
+        report.add_heading(title)
         report.add_figure(figures.curves({name: sorted(points[name].items()) for name in sorted(points)}))
-        report.record("Training", {name: sorted(curve.items()) for name, curve in points.items()})
+        report.record(title, {name: sorted(curve.items()) for name, curve in points.items()})

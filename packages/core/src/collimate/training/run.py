@@ -129,7 +129,7 @@ def cli_for(arguments: list[str], program: str, app: App | None = None) -> Train
         seed_everything_default=0,
         auto_configure_optimizers=False,
         run=False,
-        args=_with_recipe(arguments, app),
+        args=with_recipe(arguments, app),
     )
 
 
@@ -185,6 +185,7 @@ def _hush() -> None:
         "Total length of `list` across ranks is zero",
         "The number of training batches .* is smaller than the logging interval",  # epochs are virtual
         "You defined a `validation_step` but have no `val_dataloader`",
+        "Found .* in eval mode at the start of training",  # frozen parts are to be
         "Checkpoint directory .* exists and is not empty",
         ".*WeightAveraging callback with a model that overrides the configure_model",
     ):
@@ -197,14 +198,14 @@ def _hush() -> None:
         )
 
 
-def _with_recipe(arguments: list[str], app: App | None) -> list[str]:
-    """Names of recipes become files; no configuration at all becomes the demo."""
+def with_recipe(arguments: list[str], app: App | None, demo: str | None = None) -> list[str]:
+    """Names of recipes become files; no configuration at all becomes the demo, the app's unless another is given."""
     arguments = list(arguments)
     if app is None:
         return arguments
     asks = {"--config", "-c", "--help", "-h", "--model"}
     if not any(argument.split("=")[0] in asks for argument in arguments):
-        return [f"--config={app.recipe(app.demo)}", *arguments]
+        return [f"--config={app.recipe(demo or app.demo)}", *arguments]
     for index, argument in enumerate(arguments):
         if argument.startswith("--config="):
             arguments[index] = f"--config={app.recipe(argument.partition('=')[2])}"
