@@ -53,6 +53,25 @@ def world_size(group: Group = None) -> int:
     return 1 if several is None else several.size()
 
 
+def neighbours(size: int) -> Group:
+    """The block of ranks that this rank lies in, where ranks in order are divided into blocks of equal size.
+
+    All ranks must call this, with the same size.
+
+    Args:
+        size: of a block, at most: the largest that divides the number of ranks is taken.
+    """
+    ranks = world_size()
+    size = max(each for each in range(1, size + 1) if ranks % each == 0)
+    world = dist.group.WORLD if size > 1 else None
+    if world is None:
+        return LOCAL
+    groups = _blocks.setdefault(world, {})
+    if size not in groups:
+        groups[size] = [dist.new_group(range(first, first + size)) for first in range(0, ranks, size)]
+    return groups[size][rank() // size]
+
+
 # Collectives with gradient --------------------------------------------------------------------------------------
 
 
@@ -316,6 +335,7 @@ def _send_round(rows: Tensor, group: dist.ProcessGroup) -> Callable[[], Tensor]:
     return wait
 
 
+_blocks: dict[dist.ProcessGroup, dict[int, list[Any]]] = {}
 _gloo: dict[dist.ProcessGroup, dist.ProcessGroup] = {}
 
 

@@ -241,7 +241,8 @@ class _Stream(Dataset[Batch]):
     """Positions of a stream to a batch."""
 
     def __init__(self, mixture: Mixture, preparation: Preparation) -> None:
-        self.mixture, self._shaped = mixture, {(): preparation}
+        self.mixture = mixture
+        self._shaped: dict[Shape, Preparation] = {(): preparation}
         self._downloads = any(getattr(source, "is_remote", False) for source in mixture.sources)
 
     def __getitems__(self, positions: list[int]) -> Batch:

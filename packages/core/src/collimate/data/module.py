@@ -82,6 +82,7 @@ class DataModule(LightningDataModule):
         self.captions, self.regions = captions or {}, regions
         self.schedule = schedule
         self._loader: TrainLoader | None = None
+        self._plan: BatchPlan | None = None
 
     @property
     def processors(self) -> dict[str, Processor]:
@@ -131,8 +132,12 @@ class DataModule(LightningDataModule):
 
     @property
     def plan(self) -> BatchPlan | None:
-        """Of the training batches, once they are being loaded; None where all are of one size and shape."""
-        return None if self._loader is None else self._loader.plan
+        """Of the training batches; None where all are of one size and shape."""
+        if self.schedule is None:
+            return None
+        if self._plan is None:
+            self._plan = self._laid(self.schedule, self.epoch_samples or len(self.mixture()))
+        return self._plan
 
     def train_dataloader(self) -> TrainLoader:
         mixture, ranks = self.mixture(), distributed.world_size()
@@ -140,7 +145,7 @@ class DataModule(LightningDataModule):
             self._understood(source)
         size = rank_batch_size(self.batch_size, self.global_batch_size, ranks)
         samples = self.epoch_samples or len(mixture)
-        plan = None if self.schedule is None else self._plan(self.schedule, samples, size, ranks)
+        plan = self.plan
         steps = max(1, samples // (size * ranks)) if plan is None else plan.steps
         augmentations: Mapping[str, Augmentation] | None = self.augmentations
         if augmentations is None and self.region_choice is None:
@@ -174,14 +179,17 @@ class DataModule(LightningDataModule):
         )
         return self._loader
 
-    def _plan(self, schedule: BatchSchedule, samples: int, size: int, ranks: int) -> BatchPlan:
+    def _laid(self, schedule: BatchSchedule, samples: int) -> BatchPlan:
         assert self.trainer is not None
-        plan = schedule.plan(samples, size, ranks, self.trainer.max_steps if self.trainer.max_steps > 0 else None)
+        ranks, steps = distributed.world_size(), self.trainer.max_steps
         accumulated = self.trainer.accumulate_grad_batches
-        if accumulated > 1 and any(accumulated % len(leg.slots) for leg in plan.legs):
+        size = rank_batch_size(self.batch_size, self.global_batch_size, ranks)
+        plan = schedule.plan(samples, size, ranks, steps * accumulated if steps > 0 else None)
+        cycles = {len(leg.slots) for leg in plan.legs}
+        if accumulated > 1 and any(accumulated % cycle for cycle in cycles):
             raise ValueError(
                 f"trainer.accumulate_grad_batches={accumulated} would weigh the shapes of data.schedule unequally: "
-                f"accumulate over whole cycles, of {max(len(leg.slots) for leg in plan.legs)} batches, or not at all."
+                f"accumulate over whole cycles, of {max(cycles)} batches, or not at all."
             )
         return plan
 

@@ -1,8 +1,8 @@
 """Plans: how many samples a batch holds, and of which shape, at each step of a run.
 
-A plan is laid before training begins, so that every length is exact, and it is a pure function of the step: workers live
-through all of it, and a run goes on anywhere, in the middle of a cycle too. A shape travels with the positions of its
-batch, so that what is read is decoded at that shape at once, from shards as from folders.
+A plan is laid before training begins, so that every length is exact, and it is a pure function of the step: workers
+live through all of it, and a run goes on anywhere, in the middle of a cycle too. A shape travels with the positions of
+its batch, so that what is read is decoded at that shape at once, from shards as from folders.
 """
 
 from __future__ import annotations
@@ -17,6 +17,25 @@ from collimate.configurable import Configurable
 
 Shape: TypeAlias = tuple[tuple[str, Any], ...]
 """Modality -> what its processor's `shaped` takes, as pairs; a modality that is not named keeps its own shape."""
+
+
+@dataclass(frozen=True)
+class ClipShape:
+    """How a processor of videos cuts a clip out of each.
+
+    Attributes:
+        frames: of the clip.
+        crop: its side in pixels, after resizing and cropping.
+        stride_low, stride_high: frames of the video from one of the clip to the next; drawn between them, with both.
+        min_side, max_side: the shorter side of the video in pixels before cropping; drawn between them.
+    """
+
+    frames: int
+    crop: int
+    stride_low: int
+    stride_high: int
+    min_side: int
+    max_side: int
 
 
 class Slot(NamedTuple):

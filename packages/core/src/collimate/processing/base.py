@@ -23,6 +23,9 @@ class Processor(Configurable):
     batch on its device (for images: bytes to normalised floats, so that bytes cross the bus).
     """
 
+    modality: str | None = None
+    """What it processes, where it can do nothing else: what a lone encoder's inputs are called in evaluation."""
+
     def __call__(self, raw: Any) -> Tensor:
         raise NotImplementedError
 

@@ -30,14 +30,17 @@ class ClassLabels(Processor):
             `collimate.data.classes.read_class_list` reads it; or a data set that knows them, as `open_source` takes it.
         other_names: a second name of each class by which samples may call it too, such as AudioSet's MIDs; those of the
             file if None.
+        exclusive: each sample has exactly one class; others are refused.
 
     Raises:
         ValueError: no names, a name twice, or not as many second names.
     """
 
-    def __init__(self, names: Sequence[str] | str, other_names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, names: Sequence[str] | str, other_names: Sequence[str] | None = None, exclusive: bool = False
+    ) -> None:
         listed, others = _listed(names) if isinstance(names, str) else ([str(name) for name in names], [])
-        self.names = listed
+        self.names, self.exclusive = listed, exclusive
         self.other_names = [str(name) for name in (others if other_names is None else other_names)]
         if not self.names:
             raise ValueError("A classifier needs the names of its classes.")
@@ -56,11 +59,14 @@ class ClassLabels(Processor):
         """The labels of one sample, as `collimate.data.classes.labels_of` takes them.
 
         Raises:
-            Undecodable: a label is no class; a sample without labels is no error.
+            Undecodable: a label is no class, or classes are exclusive and there is not exactly one. A sample without
+                labels is none of the others.
         """
+        numbers = {self.number(label) for label in labels_of(raw)}
+        if self.exclusive and len(numbers) != 1:
+            raise Undecodable("not exactly one label", repr(raw)[:60])
         target = torch.zeros(len(self))
-        for label in labels_of(raw):
-            target[self.number(label)] = 1
+        target[list(numbers)] = 1
         return target
 
     def number(self, label: str | int) -> int:
@@ -95,7 +101,7 @@ class ClassLabels(Processor):
     def config(self) -> dict[str, Any]:
         """As for every Configurable, with the names themselves in the place of their file."""
         config = super().config()
-        config["init_args"] = {"names": self.names, "other_names": self.other_names or None}
+        config["init_args"] |= {"names": self.names, "other_names": self.other_names or None}
         return config
 
 

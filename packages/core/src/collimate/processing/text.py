@@ -37,6 +37,7 @@ class Tokenizer(Processor):
             model that fills in hidden tokens has one id more.
     """
 
+    modality = "text"
     context_length: int
     vocab_size: int
     pad_id: int
@@ -50,6 +51,14 @@ class Tokenizer(Processor):
     def pieces(self, ids: Int64[Tensor, " L"]) -> list[str]:
         """What each id stands for, for people: a word or a part of one; empty for start, end and padding."""
         raise NotImplementedError
+
+    def decode(self, ids: Int64[Tensor, " L"]) -> str:
+        """The text of ids none of which is start, end or padding.
+
+        Raises:
+            NotImplementedError: this tokenizer cannot write.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not write texts.")
 
     def continues(self, batch: Int64[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
         """True where a token goes on with the word of the token before it.
@@ -112,6 +121,9 @@ class ClipTokenizer(Tokenizer):
             for each, inside in zip(ids.tolist(), real, strict=True)
         ]
 
+    def decode(self, ids: Int64[Tensor, " L"]) -> str:
+        return self._encoder.decode_all(ids.tolist()).strip()
+
     def vocabulary(self) -> tuple[dict[str, int], list[tuple[str, ...]]]:
         """Token to id, with the special tokens in OpenAI's spelling, and the merges in order of rank."""
         return self._encoder.vocabulary()
@@ -168,6 +180,9 @@ class HuggingFaceTokenizer(Tokenizer):
     def pieces(self, ids: Int64[Tensor, " L"]) -> list[str]:
         special = set(self._tokenizer.all_special_ids)
         return ["" if each in special else self._tokenizer.decode([each]).strip() for each in ids.tolist()]
+
+    def decode(self, ids: Int64[Tensor, " L"]) -> str:
+        return self._tokenizer.decode(ids.tolist()).strip()
 
     def mask(self, batch: Int64[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
         """True where a token is no padding; up to the first end token where padding is the end token too."""
@@ -231,6 +246,10 @@ class _ClipEncoder:
     def decode(self, number: int) -> str:
         """The text of one id."""
         return self._bpe.decode([number])
+
+    def decode_all(self, numbers: list[int]) -> str:
+        """The text of several ids."""
+        return self._bpe.decode(numbers)
 
     def vocabulary(self) -> tuple[dict[str, int], list[tuple[str, ...]]]:
         spelling = dict(zip(self.special_ids, ("<|startoftext|>", "<|endoftext|>"), strict=True))

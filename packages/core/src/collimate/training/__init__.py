@@ -3,6 +3,17 @@
 from collimate.training.gradient_cache import embed_in_chunks
 from collimate.training.method import Method
 from collimate.training.momentum import follow, momentum_copy
+from collimate.training.multigrid import MultigridSchedule
 from collimate.training.optimization import Optimization, parameter_groups
+from collimate.training.phases import PhaseSchedule
 
-__all__ = ["Method", "Optimization", "embed_in_chunks", "follow", "momentum_copy", "parameter_groups"]
+__all__ = [
+    "Method",
+    "MultigridSchedule",
+    "Optimization",
+    "PhaseSchedule",
+    "embed_in_chunks",
+    "follow",
+    "momentum_copy",
+    "parameter_groups",
+]

@@ -26,6 +26,7 @@ from torch.nn.functional import normalize
 
 from collimate.configurable import Configurable
 from collimate.data.captions import CaptionChoice
+from collimate.data.plan import BatchPlan
 from collimate.data.regions import RegionChoice
 from collimate.encoding import Encoding
 from collimate.processing import Processor
@@ -191,11 +192,20 @@ class Method(LightningModule, Configurable):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimization.optimizer(self)
-        scheduler = self.optimization.scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        scheduler = self.optimization.scheduler(
+            optimizer, int(self.trainer.estimated_stepping_batches), self._plan_factor()
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CHECKPOINT_KEY] = {"config": self.config()}
+
+    def _plan_factor(self) -> Callable[[int], float]:
+        """What the batches of an optimizer step ask of its learning rate."""
+        plan: BatchPlan | None = getattr(getattr(self.trainer, "datamodule", None), "plan", None)
+        if plan is None:
+            return lambda _: 1.0
+        return lambda step: plan.lr_factor(step * self.trainer.accumulate_grad_batches)
 
     def _embeddings(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         return self.in_chunks(self.embed, batch)

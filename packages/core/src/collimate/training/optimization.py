@@ -80,9 +80,16 @@ class Optimization(Configurable):
         groups = parameter_groups(module, self.weight_decay, self.layer_decay, self.lr)
         return create_optimizer_v2(groups, opt=self.name, lr=self.lr, weight_decay=self.weight_decay, **options)
 
-    def scheduler(self, optimizer: Optimizer, total_steps: int) -> LambdaLR:
-        """The schedule over `total_steps` optimizer steps, to be stepped after each of them."""
-        return LambdaLR(optimizer, self.lr_factor(total_steps))
+    def scheduler(
+        self, optimizer: Optimizer, total_steps: int, times: Callable[[int], float] = lambda _: 1.0
+    ) -> LambdaLR:
+        """The schedule over `total_steps` optimizer steps, to be stepped after each of them.
+
+        Args:
+            times: step -> what the schedule is multiplied by, as a `BatchPlan` asks for.
+        """
+        factor = self.lr_factor(total_steps)
+        return LambdaLR(optimizer, lambda step: factor(step) * times(step))
 
     def lr_factor(self, total_steps: int) -> Callable[[int], float]:
         """step -> share of the peak learning rate.

@@ -29,7 +29,8 @@ class StepProgress(ProgressBar):
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
         self._progress = Progress(*columns, TimeElapsedColumn(), Remaining(), console=get_console(), transient=True)
         self._progress.start()
-        total = trainer.max_steps if trainer.max_steps > 0 else None
+        steps = trainer.estimated_stepping_batches
+        total = None if steps == float("inf") else int(steps)
         self._training = self._progress.add_task("training", total=total, completed=trainer.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
