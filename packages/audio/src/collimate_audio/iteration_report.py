@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collimate_audio.iterate import Iterations, Plan
 
 QUALITY = "quality.json"
-COLUMNS = {  # of the table -> where the number stands
+QUANTITIES = {  # of the table -> where the number stands
     "linear probe": ("probe", "linear/acc1"),
     "nearest neighbours": ("probe", "knn/acc1"),
     "masked accuracy": ("masked", "accuracy"),
@@ -75,9 +75,9 @@ def write_report(iterations: Iterations) -> None:
     report = Report("BEATs: iterations", str(plan.output))
     found = [] if plan.evaluation is None else [quality(plan, number) for number in range(1, plan.iterations + 1)]
     if found:
-        rows = list(table_rows(found))
-        add_comparison(report, plan, found, rows)
-        table = Table("iteration", *COLUMNS, title="Iterations", title_justify="left")
+        columns, rows = comparison(found)
+        add_comparison(report, plan, found, columns, rows)
+        table = Table(*columns, title="Iterations", title_justify="left")
         for row in rows:
             table.add_row(*row)
         get_console().print(table)
@@ -114,35 +114,37 @@ def quality(plan: Plan, number: int) -> dict[str, Any]:
     return found
 
 
-def table_rows(found: list[dict[str, Any]]) -> list[list[str]]:
-    """Iteration by iteration, below the encoder with random weights."""
+def comparison(found: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """The columns and rows of a table: quantities, beside those of an encoder with random weights."""
     from collimate.evaluation.result import number
 
-    rows = [
-        [str(place), *(number(each[group].get(name)) for group, name in COLUMNS.values())]
-        for place, each in enumerate(found, 1)
-    ]
-    random = {name: found[0]["probe"].get(f"random/{name}") for group, name in COLUMNS.values() if group == "probe"}
-    return [["random weights", *(number(random.get(name)) for _, name in COLUMNS.values())], *rows]
+    columns = ["", "random weights", *(f"iteration {place}" for place in range(1, len(found) + 1))]
+    rows = []
+    for quantity, (group, name) in QUANTITIES.items():
+        random = found[0][group].get(f"random/{name}")
+        rows.append([quantity, number(random), *(number(each[group][name]) for each in found)])
+    return columns, rows
 
 
-def add_comparison(report: Report, plan: Plan, found: list[dict[str, Any]], rows: list[list[str]]) -> None:
+def add_comparison(
+    report: Report, plan: Plan, found: list[dict[str, Any]], columns: list[str], rows: list[list[str]]
+) -> None:
     """A table, and a curve over iterations for each quantity."""
     from collimate.evaluation import figures
 
     assert plan.evaluation is not None
     report.add_heading("Iterations")
-    report.add_table(["iteration", *COLUMNS], rows)
+    report.add_table(columns, rows)
     report.add_text(
         "Masked accuracy is the share of hidden patches whose label is told; always naming the most frequent label "
-        "gives the column beside it. Labels differ between iterations, so these two do not compare down the table. "
+        "gives the row below it. Labels differ between iterations, so these two do not compare across. "
         "Perplexity is the number of codes in use. Mutual information (normalised) and purity are between the codes of "
         "patches and the classes of their clips."
     )
     report.add_facts(plan.evaluation.config())
     series = {
-        column: [(float(place), float(each[group][name])) for place, each in enumerate(found, 1)]
-        for column, (group, name) in COLUMNS.items()
+        quantity: [(float(place), float(each[group][name])) for place, each in enumerate(found, 1)]
+        for quantity, (group, name) in QUANTITIES.items()
     }
     report.add_figure(figures.curves(series, "iteration"))
     report.record("Iterations", found)
