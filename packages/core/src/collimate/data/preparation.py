@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from collimate.data.captions import CaptionChoice, captions_of, listed
+from collimate.data.classes import labels_of
 from collimate.data.decoding import check_text, extensions_of, identity_of, naming, value_of
 from collimate.data.plan import Shape
 from collimate.data.regions import REGIONS, Box, RegionChoice, clipped, is_seen, placed_box, regions_of
@@ -41,9 +42,10 @@ class Preparation:
     Args:
         processors: modality -> its raw-to-tensor step.
         fields: modality -> the keys of a sample in which it may lie, where they are not the registered ones.
-        also: what rows carry beside: `label`, the sample's class; `id`, int64 (), equal for samples of one picture (or
-            whatever the first of the modalities is), see `identity_of`; `captions`, all of them, a list of strings; or
-            any key of the sample, decoded, such as `regions.json`.
+        also: what rows carry beside: `label`, the sample's class; `labels`, a list of the names or numbers of all its
+            classes; `id`, int64 (), equal for samples of one picture (or whatever the first of the modalities is), see
+            `identity_of`; `captions`, all of them, a list of strings; or any key of the sample, decoded, such as
+            `regions.json`.
         captions: key of the row -> which captions it holds, tokenized, (L,) or (K, L) for K of them. A key that is no
             modality is one more text. For an optional one, `<key>_given` says whether the sample has it, a bool ().
         views: key of the row -> the modality that it holds once more; where something is drawn, by a further draw.
@@ -159,6 +161,9 @@ class Preparation:
         """What a row carries beside the modalities."""
         if name == "label":
             return torch.tensor(int(value_of(sample, extensions_of("label"))))
+        if name == "labels":
+            with naming(sample, name):
+                return labels_of(value_of(sample, extensions_of(name)))
         if name == "id":
             with naming(sample, name):
                 return torch.tensor(identity_of(sample, next(iter(self.fields.values()))))
