@@ -20,6 +20,7 @@ ranks with exact gradients.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
@@ -94,10 +95,17 @@ class CLAP(Method):
 
     @classmethod
     def from_transformers(cls, folder: str | PathLike[str]) -> CLAP:
-        """From a ClapModel that transformers wrote; see `collimate_audio.clap_weights`."""
-        from collimate_audio.clap_weights import read_transformers
+        """From a ClapModel that transformers wrote; see `collimate_audio.clap_model`."""
+        from collimate_audio.clap_model import read_transformers
 
         return read_transformers(folder).build(cls)
+
+    @classmethod
+    def from_laion(cls, checkpoint: str | PathLike[str] | Mapping[str, Tensor], folder: str | PathLike[str]) -> CLAP:
+        """From LAION's weights, beside a ClapModel's folder of that architecture; see `collimate_audio.clap_model`."""
+        from collimate_audio.clap_model import read_laion
+
+        return read_laion(checkpoint, folder).build(cls)
 
     def _check_frozen(self, modality: str | None) -> None:
         if modality is None:

@@ -27,7 +27,7 @@ from collimate.distributed import LOCAL
 from collimate.evaluation import figures
 from collimate.evaluation.bootstrap import Statistic, confidence_intervals, evaluate
 from collimate.evaluation.embedding import Part
-from collimate.evaluation.features import Features, Precision, encode_all, extract, picture_of
+from collimate.evaluation.features import Features, Precision, encode_all, exhibit_of, extract
 from collimate.evaluation.metrics import multilabel_statistic
 from collimate.evaluation.report import Report
 from collimate.evaluation.result import Result
@@ -158,7 +158,7 @@ class ConsistencyResult(Result):
         verdicts = {True: ", true", False: ", wrong", None: ""}
         return [
             (
-                picture_of(self.features, place),
+                exhibit_of(self.features, place, "image"),
                 f"{texts.text} | {texts.caption or 'no caption'} | {self.weights.image_text[place]:.3f}"
                 + verdicts[texts.text_true],
             )

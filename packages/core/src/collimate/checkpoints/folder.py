@@ -26,6 +26,7 @@ from collimate.checkpoints.files import (
     replaced_folder,
     write_safetensors,
 )
+from collimate.checkpoints.foreign import is_foreign, read_foreign
 from collimate.checkpoints.plain import substituted
 from collimate.configurable import build
 from collimate.encoders import Encoder
@@ -79,8 +80,9 @@ def load(source: str | PathLike[str], trust: Sequence[str] = ()) -> Any:
     """A method or an encoder, on the CPU in evaluation mode, ready for `encode`.
 
     Args:
-        source: a folder that `save` wrote, a Lightning checkpoint of a training run (`.ckpt`), or the id of a
-            model on the Hugging Face hub that holds such a folder.
+        source: a folder that `save` wrote, a Lightning checkpoint of a training run (`.ckpt`), the id of a model on the
+            Hugging Face hub that holds such a folder; or a folder of a model of transformers that an installed package
+            reads, see `collimate.checkpoints.foreign`.
         trust: top-level packages, other than Collimate's own, whose classes the configuration may name.
 
     Raises:
@@ -93,6 +95,8 @@ def load(source: str | PathLike[str], trust: Sequence[str] = ()) -> Any:
         return _load_lightning(path, trust)
     folder = path if path.is_dir() else download(str(source))
     config = _read_config(folder / CONFIG)
+    if is_foreign(config):
+        return read_foreign(folder, config["model_type"])
     model = _rebuild(config, folder, trust)
     if wrong := _probe_difference(config.get("probe", {}), _probe(model), PROBE_TOLERANCE):
         raise CheckpointError(
@@ -193,7 +197,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is missing: {path.parent} is no model folder.") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error}).") from error
-    if not (isinstance(config, dict) and "model" in config):
+    if not (isinstance(config, dict) and ("model" in config or is_foreign(config))):
         raise CheckpointError(f"{path}: not the configuration of a Collimate model.")
     if config.get("format", 0) > FORMAT:
         raise CheckpointError(f"{path}: written by a later Collimate ({_versions_text(config)}): upgrade to read it.")

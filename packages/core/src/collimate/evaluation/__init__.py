@@ -23,18 +23,22 @@ if TYPE_CHECKING:
         retrieval_metrics,
         winoground_metrics,
     )
+    from collimate.evaluation.modalities import Exhibit, Manner, register_evaluation
     from collimate.evaluation.probes import LinearProbe, evaluate_probe, few_shot, knn_scores
     from collimate.evaluation.report import Report
     from collimate.evaluation.result import Result
     from collimate.evaluation.retrieval import evaluate_retrieval
+    from collimate.evaluation.tagging import evaluate_tagging
     from collimate.evaluation.zero_shot import evaluate_zero_shot
 
 __all__ = [
     "AfterTraining",
     "EmbeddingIndex",
+    "Exhibit",
     "Features",
     "LinearProbe",
     "Localizer",
+    "Manner",
     "Report",
     "Result",
     "classification_metrics",
@@ -44,6 +48,7 @@ __all__ = [
     "evaluate_probe",
     "evaluate_regions",
     "evaluate_retrieval",
+    "evaluate_tagging",
     "evaluate_zero_shot",
     "extract",
     "few_shot",
@@ -51,6 +56,7 @@ __all__ = [
     "localization_map",
     "multilabel_metrics",
     "paired_accuracy",
+    "register_evaluation",
     "retrieval_metrics",
     "winoground_metrics",
     "write_embeddings",
@@ -73,10 +79,12 @@ _HOMES = {
         "retrieval_metrics",
         "winoground_metrics",
     ),
+    "modalities": ("Exhibit", "Manner", "register_evaluation"),
     "probes": ("LinearProbe", "evaluate_probe", "few_shot", "knn_scores"),
     "report": ("Report",),
     "result": ("Result",),
     "retrieval": ("evaluate_retrieval",),
+    "tagging": ("evaluate_tagging",),
     "zero_shot": ("evaluate_zero_shot",),
 }
 

@@ -30,6 +30,11 @@ def evaluate(statistic: Statistic, size: int) -> dict[str, float]:
     return {name: value.item() for name, value in statistic(torch.ones(1, size)).items()}
 
 
+def joined(*statistics: Statistic) -> Statistic:
+    """The metrics of several statistics of the same samples as one."""
+    return lambda weights: {name: value for each in statistics for name, value in each(weights).items()}
+
+
 def confidence_intervals(
     statistic: Statistic,
     size: int,

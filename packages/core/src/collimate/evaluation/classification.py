@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from collimate.evaluation.features import Features, picture_of
+from collimate.evaluation.features import Features, exhibit_of
 from collimate.evaluation.metrics import confusion, per_class_recall
 from collimate.evaluation.report import Report
 from collimate.evaluation.result import Result, number
@@ -53,7 +53,7 @@ class ClassificationResult(Result):
         report.add_table(["class", "samples", "recall"], rows, "Per class")
 
     def examples(self, count: int = 6) -> tuple[list[tuple[Any, str]], list[tuple[Any, str]]]:
-        """Pictures with captions: the surest hits, and the surest mistakes. Both empty where there are no pictures."""
+        """Samples with captions: the surest hits, and the surest mistakes. Empty where there is nothing to show."""
         best, choice = self.scores.max(1)
         own = self.scores.gather(1, self.labels[:, None])[:, 0]
         rest = self.scores.scatter(1, self.labels[:, None], -torch.inf).amax(1)
@@ -62,9 +62,9 @@ class ClassificationResult(Result):
         misses = [place for place in reversed(order) if choice[place] != self.labels[place]][:count]
         return tuple(  # type: ignore[return-value]
             [
-                (picture, f"{self.names[choice[place]]} ({best[place]:.2f}); true: {self.names[self.labels[place]]}")
+                (exhibit, f"{self.names[choice[place]]} ({best[place]:.2f}); true: {self.names[self.labels[place]]}")
                 for place in places
-                if (picture := picture_of(self.features, place)) is not None
+                if (exhibit := exhibit_of(self.features, place, self.modality)) is not None
             ]
             for places in (hits, misses)
         )

@@ -19,7 +19,7 @@ def zero_shot(
     checkpoint: str,
     data: str,
     classes: str | list[str] | None = None,
-    templates: str | list[str] = "imagenet",
+    templates: str | list[str] | None = None,
     output: str = "runs/zero_shot",
     modality: str | None = None,
     batch_size: int = 64,
@@ -28,15 +28,20 @@ def zero_shot(
     precision: Precision = "float32",
     limit: int | None = None,
     resamples: int = 1000,
+    windows: int = 1,
 ) -> None:
     """Classify labelled data by class names, without training.
 
     Args:
         checkpoint: a model folder, or a .ckpt of a training run.
         data: labelled samples: a folder with a folder a class, shards, a table, ... (see `collimate data inspect`).
+            Where they have several classes each (`labels.json`, lists of names or numbers), average precisions are
+            reported.
         classes: a JSON or YAML file with a list of names, or with texts for each class (`file.json#entry` takes one
             entry of it), or the names; what the data know unless given.
-        templates: `imagenet` (80), `imagenet7`, `photo` ("a photo of a {}."), `name`, a file, or templates with {}.
+        templates: `imagenet` (80), `imagenet7`, `photo` ("a photo of a {}."), `name`, a file, or templates with {}; of
+            sounds also `sound` ("This is a sound of {}."), `sounds` (5), `recording` (7), `music`. Unless given,
+            `imagenet` for pictures and `sound` for sounds.
         output: the folder of report.html and report.json.
         modality: what is classified; the model's first that is not text unless given.
         batch_size: samples encoded at a time.
@@ -45,13 +50,17 @@ def zero_shot(
         precision: of the encoders.
         limit: at most so many samples, spread over the data.
         resamples: of the bootstrap intervals.
+        windows: of samples that are longer than the encoder's input, such as sounds, the mean over so many windows,
+            spread evenly; with 1 only the first is heard.
     """
     from collimate.data import open_source
+    from collimate.evaluation.tagging import evaluate_tagging, has_several_labels
     from collimate.evaluation.zero_shot import evaluate_zero_shot
 
-    found = evaluate_zero_shot(
-        _method(checkpoint),
-        open_source(data),
+    method, source = _method(checkpoint), open_source(data)
+    found = (evaluate_tagging if has_several_labels(source) else evaluate_zero_shot)(
+        method,
+        source,
         classes,
         templates,
         modality=modality,
@@ -61,6 +70,7 @@ def zero_shot(
         precision=precision,
         limit=limit,
         resamples=resamples,
+        windows=windows,
     )
     publish(found, checkpoint, output)
 
@@ -80,6 +90,7 @@ def retrieval(
     resamples: int = 1000,
     index: str | None = None,
     rerank: int | None = None,
+    windows: int = 1,
 ) -> None:
     """Rank samples by their captions, and captions by their samples.
 
@@ -102,6 +113,8 @@ def retrieval(
             it goes on from what is there. A temporary folder unless given.
         rerank: rank so many of each query's best anew, by the network of the model that reads a sample and a text
             together (TCL: 256 on COCO, 128 on Flickr30k), and report both rankings.
+        windows: of samples that are longer than the encoder's input, such as sounds, the mean over so many windows,
+            spread evenly; with 1 only the first is heard.
     """
     from collimate.data import open_source
     from collimate.evaluation.retrieval import evaluate_retrieval
@@ -121,6 +134,7 @@ def retrieval(
         index=index,
         identity={"checkpoint": checkpoint},
         rerank=rerank,
+        windows=windows,
     )
     publish(found, checkpoint, output)
 
@@ -142,6 +156,7 @@ def probe(
     precision: Precision = "float32",
     limit: int | None = None,
     seed: int = 0,
+    windows: int = 1,
 ) -> None:
     """Read classes from frozen features, by logistic regression and by nearest neighbours.
 
@@ -162,6 +177,8 @@ def probe(
         precision: of the encoders.
         limit: at most so many samples of each, spread over the data.
         seed: of the validation split, the draws of shots and the random weights.
+        windows: of samples that are longer than the encoder's input, such as sounds, the mean over so many windows,
+            spread evenly; with 1 only the first is heard.
     """
     import collimate
     from collimate.data import open_source
@@ -183,6 +200,7 @@ def probe(
         precision,
         limit,
         seed=seed,
+        windows=windows,
     )
     publish(found, checkpoint, output)
 

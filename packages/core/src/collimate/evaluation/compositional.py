@@ -29,7 +29,6 @@ from collimate.evaluation.features import (
     in_order,
     is_cosine,
     other_modality,
-    picture_in,
     place,
     processors_of,
     rows_of,
@@ -37,6 +36,7 @@ from collimate.evaluation.features import (
     stream,
 )
 from collimate.evaluation.metrics import paired_statistic
+from collimate.evaluation.modalities import exhibit_in
 from collimate.evaluation.report import Report
 from collimate.evaluation.result import Result, one_of_each_sample
 from collimate.training import Method
@@ -118,6 +118,7 @@ def evaluate_compositional(
         protocol,
         pairs,
         data,
+        modality,
     )
 
 
@@ -154,6 +155,7 @@ class CompositionalResult(Result):
 
     pairs: list[Pair]
     data: Source
+    modality: str = "image"
 
     def __post_init__(self) -> None:
         counts = Counter(pair.kind for pair in self.pairs)
@@ -173,15 +175,15 @@ class CompositionalResult(Result):
         report.add_examples(*self.examples())
 
     def examples(self, count: int = 6) -> tuple[list[tuple[Any, str]], list[tuple[Any, str]]]:
-        """Pictures with both texts: the surest hits and the surest mistakes, one pair of each picture."""
+        """Samples with both texts: the surest hits and the surest mistakes, one pair of each sample."""
         order = sorted(self.pairs, key=lambda pair: pair.wrong - pair.right)
         hits = one_of_each_sample(pair for pair in order if pair.right > pair.wrong)
         misses = one_of_each_sample(pair for pair in reversed(order) if pair.right <= pair.wrong)
         return tuple(  # type: ignore[return-value]
             [
-                (picture, f"{pair.kind}: “{pair.caption}” {pair.right:.3f}; “{pair.negative}” {pair.wrong:.3f}")
+                (exhibit, f"{pair.kind}: “{pair.caption}” {pair.right:.3f}; “{pair.negative}” {pair.wrong:.3f}")
                 for pair in several[:count]
-                if (picture := picture_in(self.data.read(pair.sample))) is not None
+                if (exhibit := exhibit_in(self.data.read(pair.sample), self.modality)) is not None
             ]
             for several in (hits, misses)
         )

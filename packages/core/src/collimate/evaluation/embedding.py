@@ -30,7 +30,7 @@ from collimate.data.files import write_atomically
 from collimate.data.source import Sample
 from collimate.encoders import Encoder
 from collimate.encoding import Encoding
-from collimate.evaluation.features import Features, Model, Precision, encoder_of, extract
+from collimate.evaluation.features import Features, Model, Precision, encoder_of, extract, modality_of
 from collimate.training import Method
 
 PLAN = "embeddings.json"
@@ -61,8 +61,8 @@ def write_embeddings(
         model: a method, or an encoder with its processor.
         source: what to embed.
         output: the folder.
-        modalities: what to embed of each sample, which must have it; all of the model's if None (an encoder's is
-            called `image`).
+        modalities: what to embed of each sample, which must have it; all of the model's if None (an encoder's
+            is what its processor says, or `image`).
         projected: into a method's joint space; otherwise each encoder's own vectors.
         samples_per_file: of each file; so many are held in memory. 10 000, or 1 000 with tokens, if None.
         batch_size, num_workers, device, precision: as for `extract`.
@@ -78,7 +78,7 @@ def write_embeddings(
         ValueError: the folder holds embeddings of something else, or the model has no tokens.
     """
     folder = Path(output)
-    names = list(modalities or (model.modalities if isinstance(model, Method) else ["image"]))
+    names = list(modalities or (model.modalities if isinstance(model, Method) else [modality_of(model)]))
     models = (
         {"": model} if projected or isinstance(model, Encoder) else {name: encoder_of(model, name) for name in names}
     )

@@ -19,12 +19,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from collimate import distributed
-from collimate.data import EvalLoader, Sample, Source
-from collimate.data.decoding import IMAGES
+from collimate.data import EvalLoader, Source
 from collimate.data.loading import Batch
 from collimate.devices import device_named
 from collimate.encoders import Encoder
 from collimate.encoding import Encoding
+from collimate.evaluation.modalities import Exhibit, exhibit_in
 from collimate.training import Method
 
 Model = Method | Encoder
@@ -66,6 +66,7 @@ def extract(
     device: str = "auto",
     precision: Precision = "float32",
     limit: int | None = None,
+    windows: int = 1,
 ) -> Features:
     """Encode a source. All ranks get the features of all samples.
 
@@ -80,10 +81,15 @@ def extract(
         device: `auto` is the first GPU where there is one, else the CPU.
         precision: of the encoders; half precision moves accuracies by about 0.1 points.
         limit: at most so many samples, spread over the source.
+        windows: of samples that are longer than the encoder's input, the mean over so many windows; with 1, they are
+            what the processor makes of them. For one modality, without tokens.
 
     Raises:
-        ValueError: nothing could be read, or an encoder without processor was given.
+        ValueError: nothing could be read, an encoder without processor was given, or there can be no windows.
     """
+    if windows > 1:
+        options = (batch_size, num_workers, device, precision)
+        return _extract_windows(model, source, modalities, also, tokens, windows, limit, *options)
     processors = processors_of(model, modalities)
     loader = EvalLoader(source, processors, batch_size, num_workers, also, limit=limit)
     where = place(model, device)
@@ -104,6 +110,39 @@ def extract(
         extras["label"] = torch.tensor([int(label) for label in extras["label"]])
     settings = settings_of(model, modalities, source, len(everywhere), limit, precision)
     return Features(encodings, everywhere, keys, extras, source, settings)
+
+
+def _extract_windows(
+    model: Model,
+    source: Source,
+    modalities: Sequence[str],
+    also: Sequence[str],
+    tokens: bool,
+    windows: int,
+    limit: int | None,
+    *options: Any,
+) -> Features:
+    """`extract`, by the mean over several windows of each sample."""
+    from collimate.evaluation.windows import Windows, mean_of_windows
+
+    if tokens or len(modalities) != 1:
+        raise ValueError(f"Windows are averaged as vectors of one modality, not as tokens or of {list(modalities)}.")
+    (modality,) = modalities
+    size = len(source) if limit is None else min(limit, len(source))
+    places = [place * len(source) // size for place in range(size)]
+    parts = Windows(source, modality, processors_of(model, modalities)[modality], windows, places)
+    found = extract(model, parts, modalities, also, False, *options)
+    whole = found.index[::windows] // windows  # a sample that cannot be read lacks all of its windows
+    extras = {name: values[::windows] for name, values in found.extras.items()}
+    pooled = mean_of_windows(found.encodings[modality].pooled, windows)
+    settings = {
+        **found.settings,
+        "samples": len(whole),
+        "unreadable": size - len(whole),
+        "windows": f"{windows} of each longer sample, averaged",
+    }
+    index = torch.tensor(places)[whole]
+    return Features({modality: Encoding(pooled)}, index, found.keys[::windows], extras, source, settings)
 
 
 def stream(
@@ -264,14 +303,16 @@ def other_modality(model: Method) -> str:
     return next(name for name in model.modalities if name != "text")
 
 
-def picture_of(features: Features, place: int) -> Any:
-    """The picture of a sample, undecoded, or None where it has none."""
-    return None if features.source is None else picture_in(features.source.read(int(features.index[place])))
+def modality_of(encoder: Encoder) -> str:
+    """What a lone encoder encodes, as its processor says; pictures where it says nothing."""
+    return getattr(encoder.processor, "modality", None) or "image"
 
 
-def picture_in(sample: Sample) -> Any:
-    """The picture in a sample, undecoded, or None where it has none."""
-    return next((sample[key] for key in IMAGES if key in sample), None)
+def exhibit_of(features: Features, place: int, modality: str) -> Exhibit | None:
+    """What reports show of a sample, or None where it has nothing to show."""
+    if features.source is None:
+        return None
+    return exhibit_in(features.source.read(int(features.index[place])), modality)
 
 
 def is_cosine(model: Model) -> bool:

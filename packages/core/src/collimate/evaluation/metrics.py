@@ -71,6 +71,28 @@ def classification_statistic(scores: Float[Tensor, "N C"], labels: Int64[Tensor,
     return statistic
 
 
+def ranking_statistic(scores: Float[Tensor, "N C"], labels: Int64[Tensor, " N"]) -> Statistic:
+    """Where the true class ranks, as the field of sounds reports it: `acc10`, `map@10`, `mean_rank`, `median_rank`.
+
+    Ranks count from 1. `map@10` is the mean of 1 / rank over the samples, 0 for those whose rank is above 10, as in
+    LAION-AI/CLAP, evaluate/eval_zeroshot_classification.py. `acc10` is NaN below ten classes.
+    """
+    classes = scores.shape[1]
+    hit_ranks = ranks(lambda rows, columns: scores[rows, columns], labels, torch.arange(classes))
+
+    def statistic(weights: Float[Tensor, "R N"]) -> dict[str, Tensor]:
+        total = weights.sum(1)
+        near = weights @ (hit_ranks < 10).float() / total
+        return {
+            "acc10": near if classes >= 10 else torch.full_like(total, torch.nan),
+            "map@10": _mean_precision(hit_ranks, weights),
+            "mean_rank": weights @ (hit_ranks + 1).float() / total,
+            "median_rank": _median(hit_ranks + 1, weights),
+        }
+
+    return statistic
+
+
 def per_class_recall(scores: Float[Tensor, "N C"], labels: Int64[Tensor, " N"]) -> Float[Tensor, " C"]:
     """The share of each class's samples that are classified right; NaN for a class that does not occur."""
     matrix = confusion(scores, labels).double()
@@ -177,8 +199,9 @@ def retrieval_metrics(
     Returns:
         `image_retrieval_recall@k`, the share of texts whose image is among the k best images;
         `text_retrieval_recall@k`, the share of images of whose texts one is among the k best texts;
-        `image_retrieval_median_rank` and `text_retrieval_median_rank`, of the best right answer, from 1; `rsum`, the
-        sum of all recalls.
+        `image_retrieval_median_rank`, `image_retrieval_mean_rank` and the same of texts, of the best right answer, from
+        1; `image_retrieval_map@10` and that of texts, the mean of 1 / rank of the best right answer, 0 above rank 10;
+        `rsum`, the sum of all recalls.
 
     Raises:
         ValueError: an image has no text, or a text's image does not exist.
@@ -248,7 +271,14 @@ def retrieval_statistic(
         medians = {
             f"{name}_retrieval_median_rank": _median(rank + 1, weight) for name, (rank, weight) in directions.items()
         }
-        return {**found, **medians, "rsum": torch.stack(list(found.values())).sum(0)}
+        means = {
+            f"{name}_retrieval_mean_rank": weight @ (rank + 1).float() / weight.sum(1)
+            for name, (rank, weight) in directions.items()
+        }
+        precisions = {
+            f"{name}_retrieval_map@10": _mean_precision(rank, weight) for name, (rank, weight) in directions.items()
+        }
+        return {**found, **precisions, **medians, **means, "rsum": torch.stack(list(found.values())).sum(0)}
 
     return statistic
 
@@ -281,6 +311,12 @@ def ranks(
         earliest = torch.where(own & (scores == best), place, len(place)).amin(1, keepdim=True)
         found.append((scores > best).sum(1) + ((scores == best) & (place < earliest)).sum(1))
     return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
+
+
+def _mean_precision(rank: Int64[Tensor, " Q"], weights: Float[Tensor, "R Q"], most: int = 10) -> Float[Tensor, " R"]:
+    """The weighted mean of 1 / rank, ranks from 0 counted from 1, of those among the `most` best."""
+    precision = torch.where(rank < most, 1 / (rank + 1), 0.0)
+    return weights @ precision / weights.sum(1)
 
 
 def _median(values: Int64[Tensor, " N"], weights: Float[Tensor, "R N"]) -> Float[Tensor, " R"]:

@@ -23,7 +23,7 @@ from collimate.data import Source, class_names
 from collimate.encoders import Encoder
 from collimate.evaluation.bootstrap import confidence_intervals, evaluate
 from collimate.evaluation.classification import ClassificationResult
-from collimate.evaluation.features import Features, Model, Precision, encoder_of, extract, other_modality
+from collimate.evaluation.features import Features, Model, Precision, encoder_of, extract, modality_of, other_modality
 from collimate.evaluation.metrics import classification_statistic
 from collimate.training import Method
 
@@ -54,6 +54,7 @@ def evaluate_probe(
     limit: int | None = None,
     resamples: int = 1000,
     seed: int = 0,
+    windows: int = 1,
 ) -> ClassificationResult:
     """Probe a frozen encoder on labelled data.
 
@@ -74,6 +75,7 @@ def evaluate_probe(
         limit: at most so many samples of each, spread over the data.
         resamples: of the bootstrap intervals.
         seed: of splits and random weights.
+        windows: of samples that are longer than the encoder's input, the mean over so many windows.
 
     Returns:
         `linear/acc1`, `knn/acc1`, `random/linear/acc1`..., and the same of `acc5` and `mean_per_class_recall`.
@@ -83,7 +85,7 @@ def evaluate_probe(
     """
     if (names := class_names(test)) != class_names(train):
         raise ValueError(f"{train.name} and {test.name} differ in their class names, so labels mean different things.")
-    modality = modality or (other_modality(model) if isinstance(model, Method) else "image")
+    modality = modality or (other_modality(model) if isinstance(model, Method) else modality_of(model))
     probed = model if projected else encoder_of(model, modality)
     options: dict[str, Any] = {
         "batch_size": batch_size,
@@ -91,6 +93,7 @@ def evaluate_probe(
         "device": device,
         "precision": precision,
         "limit": limit,
+        "windows": windows,
     }
     rows = {"": probed}
     if random_encoder and isinstance(probed, Encoder):

@@ -17,17 +17,21 @@ from typing import Any
 
 import yaml
 
+from collimate.evaluation.modalities import registered_templates
+
 Prompts = dict[str, list[str]]
 """class -> its texts, in the order of the class numbers."""
 
 TEMPLATE_SETS = ("imagenet", "imagenet7", "photo", "name")
-"""OpenAI's 80 templates of ImageNet; 7 of them; "a photo of a {}."; the bare name."""
+"""OpenAI's 80 templates of ImageNet; 7 of them; "a photo of a {}."; the bare name. Packages bring further sets, for
+their modalities (`collimate.evaluation.modalities`)."""
 
 
 def prompts(
     classes: str | Sequence[str] | Mapping[str, Sequence[str]] | None,
     templates: str | Sequence[str] = "imagenet",
     known: Sequence[str] | None = None,
+    spaced: bool = False,
 ) -> Prompts:
     """The texts of each class.
 
@@ -35,6 +39,7 @@ def prompts(
         classes: names, or a file, or class -> full texts; `known` if None.
         templates: the name of a set (`TEMPLATE_SETS`), a file, or templates, in which `{}` or `{c}` is the name.
         known: the class names of the data, in the order of their numbers. Full texts are put into this order.
+        spaced: whether the underscores of a name become spaces in its texts.
 
     Raises:
         ValueError: no classes are known, a class has no text, or full texts miss a class.
@@ -50,7 +55,7 @@ def prompts(
         raise ValueError("The data do not know their class names (no classes.json): name them by `classes`.")
     if not isinstance(given, Mapping):
         forms = template_list(templates)
-        return {str(name): [form.replace("{c}", "{}").replace("{}", str(name)) for form in forms] for name in given}
+        return {name: [_filled(form, name, spaced) for form in forms] for name in map(str, given)}
     if empty := [name for name, texts in given.items() if isinstance(texts, str) or not texts]:
         raise ValueError(f"Each class needs a list of texts; {empty[:3]} have none.")
     if known is not None and set(known) <= set(given):
@@ -69,8 +74,9 @@ def template_list(templates: str | Sequence[str]) -> list[str]:
     """
     found: Any = templates
     if isinstance(templates, str):
-        found = _named(templates) if templates in TEMPLATE_SETS else [templates]
-        if templates not in TEMPLATE_SETS and "{" not in templates:
+        sets = (*TEMPLATE_SETS, *registered_templates())
+        found = _named(templates) if templates in sets else [templates]
+        if templates not in sets and "{" not in templates:
             found = _read(templates)
             found = found["templates"] if isinstance(found, Mapping) else found
     for form in found:
@@ -79,7 +85,13 @@ def template_list(templates: str | Sequence[str]) -> list[str]:
     return list(found)
 
 
+def _filled(form: str, name: str, spaced: bool) -> str:
+    return form.replace("{c}", "{}").replace("{}", name.replace("_", " ") if spaced else name)
+
+
 def _named(name: str) -> list[str]:
+    if name in (brought := registered_templates()):
+        return brought[name]
     from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES  # slow to import
 
     forms = {
@@ -95,7 +107,8 @@ def _read(spec: str) -> Any:
     path, _, entry = spec.partition("#")
     if not Path(path).is_file():
         raise FileNotFoundError(
-            f"There is no file {path!r}. Template sets: {', '.join(TEMPLATE_SETS)}; a template needs {{}}."
+            f"There is no file {path!r}. Template sets: {', '.join((*TEMPLATE_SETS, *registered_templates()))}; a "
+            "template needs {}."
         )
     text = Path(path).read_text(encoding="utf-8")
     try:

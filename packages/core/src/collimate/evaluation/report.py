@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from collimate.evaluation.modalities import Exhibit
 from collimate.processing.image import RawImage, open_image
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ figcaption { color: var(--soft); font-size: 13px; margin-top: 8px; text-align: c
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(145px, 1fr)); gap: 12px }
 .gallery figure { margin: 0; padding: 8px } .gallery img { width: 100%; aspect-ratio: 1; object-fit: cover;
   border-radius: 5px; display: block }
+.gallery audio { width: 100%; height: 32px; margin-top: 6px; display: block }
 .gallery figcaption { font-size: 12.5px; line-height: 1.4; text-align: left; overflow-wrap: anywhere }
 .gallery.large { grid-template-columns: repeat(auto-fill, minmax(260px, 1fr)) }
 .gallery.wide { grid-template-columns: repeat(auto-fill, minmax(380px, 1fr)) } .gallery.wide img { aspect-ratio: auto }
@@ -120,8 +122,8 @@ class Report:
         drawing = re.sub(r"font(: [\d.]+px) [^;\"]*", r"font\1 system-ui, sans-serif", drawing)
         self._parts.append(f"<figure>{drawing}{_caption(caption)}</figure>")
 
-    def add_images(self, images: Iterable[tuple[RawImage, str]], title: str = "", kind: str = "") -> None:
-        """Pictures with captions.
+    def add_images(self, images: Iterable[tuple[RawImage | Exhibit, str]], title: str = "", kind: str = "") -> None:
+        """Pictures with captions; those of sounds with a player below.
 
         Args:
             images: (picture, caption).
@@ -130,14 +132,14 @@ class Report:
                 uncut.
         """
         side = DRAWING if {"large", "wide"} & set(kind.split()) else PICTURE
-        cells = "".join(
-            f'<figure><img alt="" src="{_inline(raw, side)}">{_caption(text)}</figure>' for raw, text in images
-        )
+        cells = "".join(f"<figure>{_shown(each, side)}{_caption(text)}</figure>" for each, text in images)
         if cells:
             self._title(title)
             self._parts.append(f'<div class="gallery {html.escape(kind)}">{cells}</div>')
 
-    def add_examples(self, best: Iterable[tuple[RawImage, str]], worst: Iterable[tuple[RawImage, str]]) -> None:
+    def add_examples(
+        self, best: Iterable[tuple[RawImage | Exhibit, str]], worst: Iterable[tuple[RawImage | Exhibit, str]]
+    ) -> None:
         """The best and the worst answers, as pictures with captions."""
         self.add_images(best, "Surest hits", "good")
         self.add_images(worst, "Surest mistakes", "bad")
@@ -186,6 +188,15 @@ def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
         return "; ".join(f"{name}: {_plain(item)}" for name, item in value.items())
     return str(value)
+
+
+def _shown(each: RawImage | Exhibit, side: int) -> str:
+    exhibit = each if isinstance(each, Exhibit) else Exhibit(each)
+    picture = f'<img alt="" src="{_inline(exhibit.picture, side)}">'
+    if exhibit.sound is None:
+        return picture
+    sound = f"data:{exhibit.sound_type};base64,{base64.b64encode(exhibit.sound).decode()}"
+    return f'{picture}<audio controls preload="none" src="{html.escape(sound)}"></audio>'
 
 
 def _inline(raw: RawImage, side: int) -> str:

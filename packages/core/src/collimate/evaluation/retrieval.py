@@ -27,10 +27,10 @@ from collimate.evaluation.features import (
     Features,
     Precision,
     encode_all,
+    exhibit_of,
     extract,
     is_cosine,
     other_modality,
-    picture_of,
     progress_of,
     settings_of,
 )
@@ -58,6 +58,7 @@ def evaluate_retrieval(
     index: str | Path | None = None,
     identity: Mapping[str, Any] | None = None,
     rerank: int | None = None,
+    windows: int = 1,
 ) -> RetrievalResult:
     """Find samples by their captions, and captions by their samples.
 
@@ -79,9 +80,11 @@ def evaluate_retrieval(
         identity: what else must be the same for a kept index to be used; see `write_embeddings`.
         rerank: rank so many of each query's best anew by `method.rerank`, all if there are fewer, and report both; see
             `collimate.evaluation.reranking`.
+        windows: of samples that are longer than the encoder's input, the mean over so many windows; not where scores
+            need tokens.
 
     Raises:
-        ValueError: the method cannot re-rank.
+        ValueError: the method cannot re-rank, or its scores need tokens and there are windows.
     """
     if rerank is not None:
         check_reranker(method, rerank)
@@ -89,7 +92,7 @@ def evaluate_retrieval(
     tokens = rerank is not None or not is_cosine(method)
     with _encoded(
         method, data, modality, text_prefix, max_captions, batch_size, num_workers, device, precision, limit, index,
-        identity, tokens,
+        identity, tokens, windows,
     ) as (features, samples, texts):  # fmt: skip
         captions = [own[:max_captions] for own in features.extras["captions"]]
         owner = torch.arange(len(captions)).repeat_interleave(torch.tensor([len(own) for own in captions]))
@@ -145,6 +148,7 @@ def _encoded(
     index: str | Path | None,
     identity: Mapping[str, Any] | None,
     tokens: bool,
+    windows: int,
 ) -> Iterator[tuple[Features, Rows, Rows]]:
     """What the samples are, their encodings, and those of their captions one after the other."""
 
@@ -154,11 +158,23 @@ def _encoded(
     if not tokens or isinstance(data, Features):
         if not isinstance(data, Features):
             data = extract(
-                method, data, [modality], ["captions"], False, batch_size, num_workers, device, precision, limit
+                method,
+                data,
+                [modality],
+                ["captions"],
+                False,
+                batch_size,
+                num_workers,
+                device,
+                precision,
+                limit,
+                windows,
             )
         texts = encode_all(method, "text", texts_of(data), tokens, device=device, precision=precision)
         yield data, data.encodings[modality], texts
         return
+    if windows > 1:
+        raise ValueError("Scores of tokens hear one window of each sample: leave `windows` at 1.")
     size = len(data) if limit is None else min(limit, len(data))
     some = Part(data, [place * len(data) // size for place in range(size)])
     options = {
@@ -285,7 +301,7 @@ class RetrievalResult(Result):
         report.add_examples(*self.examples())
 
     def examples(self, count: int = 6) -> tuple[list[tuple[Any, str]], list[tuple[Any, str]]]:
-        """Pictures found by captions, rightly; and those whose caption ranked them lowest."""
+        """Samples found by captions, rightly; and those whose caption ranked them lowest."""
         order = self.sample_ranks.argsort(stable=True).tolist()
         best = {int(self.sample_of_text[text]): text for text in reversed(order)}  # of each sample, its best caption
         worst = {int(self.sample_of_text[text]): text for text in order}
@@ -298,9 +314,9 @@ class RetrievalResult(Result):
         )
         return tuple(  # type: ignore[return-value]
             [
-                (picture, caption)
+                (exhibit, caption)
                 for text, caption in some
-                if (picture := picture_of(self.features, int(self.sample_of_text[text]))) is not None
+                if (exhibit := exhibit_of(self.features, int(self.sample_of_text[text]), self.modality)) is not None
             ]
             for some in described
         )

@@ -10,6 +10,7 @@ Shape legend: N samples, C classes, P prompts of all classes, D width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -18,7 +19,7 @@ from torch.nn.functional import normalize
 
 from collimate.data import Source, class_names
 from collimate.encoding import Encoding
-from collimate.evaluation.bootstrap import confidence_intervals, evaluate
+from collimate.evaluation.bootstrap import confidence_intervals, evaluate, joined
 from collimate.evaluation.classification import ClassificationResult
 from collimate.evaluation.features import (
     Features,
@@ -29,7 +30,8 @@ from collimate.evaluation.features import (
     other_modality,
     rows_of,
 )
-from collimate.evaluation.metrics import classification_statistic
+from collimate.evaluation.metrics import classification_statistic, ranking_statistic
+from collimate.evaluation.modalities import manner_of
 from collimate.evaluation.prompts import prompts
 from collimate.training import Method
 
@@ -91,7 +93,7 @@ def evaluate_zero_shot(
     method: Method,
     data: Source | Features,
     classes: str | Sequence[str] | Mapping[str, Sequence[str]] | None = None,
-    templates: str | Sequence[str] = "imagenet",
+    templates: str | Sequence[str] | None = None,
     modality: str | None = None,
     batch_size: int = 64,
     num_workers: int = 0,
@@ -100,6 +102,7 @@ def evaluate_zero_shot(
     limit: int | None = None,
     resamples: int = 1000,
     groups: Int64[Tensor, " N"] | None = None,
+    windows: int = 1,
 ) -> ClassificationResult:
     """Classify a labelled data set by class names.
 
@@ -107,7 +110,8 @@ def evaluate_zero_shot(
         method: a method that encodes text and something else.
         data: samples with a label, or features extracted with `also=["label"]`.
         classes: names, a file of names, or class -> full texts; what the data know unless given.
-        templates: the name of a set, a file, or templates; see `collimate.evaluation.prompts`.
+        templates: the name of a set, a file, or templates; see `collimate.evaluation.prompts`. The modality's own if
+            None: `imagenet` for pictures, `sound` for sounds.
         modality: what is classified; the method's first that is not text unless given.
         batch_size: of each rank.
         num_workers: processes that read and decode.
@@ -116,31 +120,63 @@ def evaluate_zero_shot(
         limit: at most so many samples, spread over the data.
         resamples: of the bootstrap intervals.
         groups: the group of each sample, such as its patient; groups are resampled instead of samples.
+        windows: of samples that are longer than the encoder's input, the mean over so many windows; with 1, they are
+            what the processor makes of them.
 
     Raises:
         ValueError: the classes are not known, or a label is none of them.
     """
     modality = modality or other_modality(method)
-    tokens = not is_cosine(method)
     if not isinstance(data, Features):
-        data = extract(method, data, [modality], ["label"], tokens, batch_size, num_workers, device, precision, limit)
+        tokens = not is_cosine(method)
+        data = extract(
+            method, data, [modality], ["label"], tokens, batch_size, num_workers, device, precision, limit, windows
+        )
+    found = scored(method, data, modality, classes, templates, device, precision)
+    labels = data.extras["label"]
+    protocol = {
+        **found.protocol,
+        "intervals": f"95 %, {resamples} bootstrap resamples of {'samples' if groups is None else 'groups'}",
+    }
+    statistic = classification_statistic(found.scores, labels)
+    if manner_of(modality).ranks:
+        statistic = joined(statistic, ranking_statistic(found.scores, labels))
+    metrics = evaluate(statistic, len(labels))
+    intervals = confidence_intervals(statistic, len(labels), groups, resamples=resamples)
+    return ClassificationResult(
+        "Zero-shot classification", metrics, intervals, protocol, found.scores, labels, found.names, data, modality
+    )
+
+
+class Scored(NamedTuple):
+    """The score of each class for each sample, the classes' names, and how the scores came about."""
+
+    scores: Float[Tensor, "N C"]
+    names: list[str]
+    protocol: dict[str, Any]
+
+
+def scored(
+    method: Method,
+    data: Features,
+    modality: str,
+    classes: str | Sequence[str] | Mapping[str, Sequence[str]] | None,
+    templates: str | Sequence[str] | None,
+    device: str = "auto",
+    precision: Precision = "float32",
+) -> Scored:
+    """The scores of all classes for encoded samples; arguments as for `evaluate_zero_shot`."""
     known = class_names(data.source) if data.source is not None else None
-    texts = prompts(classes, templates, known)
+    manner = manner_of(modality)
+    texts = prompts(classes, templates or manner.templates, known, manner.spaced_names)
     flat = [text for several in texts.values() for text in several]
     owner = [place for place, several in enumerate(texts.values()) for _ in several]
-    encoded = encode_all(method, "text", flat, tokens, device=device, precision=precision)
+    encoded = encode_all(method, "text", flat, not is_cosine(method), device=device, precision=precision)
     scores = class_scores(method, data.encodings[modality], encoded, owner, len(texts))
-    labels = data.extras["label"]
     protocol = {
         **data.settings,
         "classes": len(texts),
         "prompts": f"{len(flat)}, such as {flat[0]!r}",
         "ensemble": "mean of embeddings" if is_cosine(method) else "mean of similarities",
-        "intervals": f"95 %, {resamples} bootstrap resamples of {'samples' if groups is None else 'groups'}",
     }
-    statistic = classification_statistic(scores, labels)
-    metrics = evaluate(statistic, len(labels))
-    intervals = confidence_intervals(statistic, len(labels), groups, resamples=resamples)
-    return ClassificationResult(
-        "Zero-shot classification", metrics, intervals, protocol, scores, labels, list(texts), data, modality
-    )
+    return Scored(scores, list(texts), protocol)
