@@ -1,8 +1,29 @@
 """Video methods: ALPRO, VATT with gradient harmonization, multigrid schedules."""
 
+from collimate_video.augmentation import ClipRandAugment, VideoAugmentation
+from collimate_video.processor import VideoProcessor
+from collimate_video.reading import DecodedVideo, Frames, Framing, Video, open_video
+from collimate_video.sampling import Draws, HalfDraws, Sampler, SegmentCentres, SegmentDraws, SegmentStarts, Window
 from collimate_video.timesformer import TimeSformer, pooled_over_time
+from collimate_video.transcoding import encode
 
 __all__ = [
+    "ClipRandAugment",
+    "DecodedVideo",
+    "Draws",
+    "Frames",
+    "Framing",
+    "HalfDraws",
+    "Sampler",
+    "SegmentCentres",
+    "SegmentDraws",
+    "SegmentStarts",
     "TimeSformer",
+    "Video",
+    "VideoAugmentation",
+    "VideoProcessor",
+    "Window",
+    "encode",
+    "open_video",
     "pooled_over_time",
 ]

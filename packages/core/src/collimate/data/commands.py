@@ -54,12 +54,32 @@ def shard(
         seed: of that order.
         limit: the first so many samples of the order; all if not given.
     """
-    source = open_source(input)
+    write_shards(open_source(input), output, {"input": input}, samples_per_shard, max_bytes, shuffle, seed, limit)
+
+
+def write_shards(
+    source: Source,
+    output: str,
+    plan: dict[str, Any],
+    samples_per_shard: int = 10_000,
+    max_bytes: int = 2**30,
+    shuffle: bool = True,
+    seed: int = 0,
+    limit: int | None = None,
+) -> None:
+    """Write a source's samples as shards, and tell what was done; `shard` for sources that no text names.
+
+    Args:
+        source: what to read.
+        output: the folder of the shards.
+        plan: what makes the samples what they are, as plain data, for the manifest. A run of another plan is refused.
+        samples_per_shard, max_bytes, shuffle, seed, limit: as for `shard`.
+    """
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     total = len(source) if limit is None else min(limit, len(source))
     plan = {
-        "input": input,
+        **plan,
         "samples": len(source),
         "samples_per_shard": samples_per_shard,
         "max_bytes": max_bytes,

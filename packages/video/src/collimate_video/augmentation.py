@@ -1,0 +1,91 @@
+"""Training transforms of clips: what is drawn is drawn once a clip, so that motion stays motion.
+
+Shape legend: T frames, S side in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jaxtyping import UInt8
+from torch import Tensor
+from torchvision.transforms import v2
+
+from collimate.data import Augmentation
+from collimate.data.transforms import random_box
+from collimate_video.processor import VideoProcessor
+from collimate_video.reading import Framing, RawVideo, open_video
+from collimate_video.sampling import HalfDraws, Sampler
+
+
+class VideoAugmentation(Augmentation):
+    """Other frames of each video each time, one random crop of them, and whatever else of torchvision one wants.
+
+    ALPRO (Li et al. 2022, arXiv 2112.09583) pre-trains with frames that are squashed to 256 x 256, of which a random
+    224 x 224 are cut: `scale: [0.765625, 0.765625], ratio: null`, and `then: [ClipRandAugment]`.
+
+    Args:
+        sampler: which frames; half of them out of each half of the video if None, as ALPRO pre-trains.
+        scale: least and greatest share of the frame's area that is kept.
+        ratio: least and greatest width / height of the crop; None for the frame's own, whatever becomes of its shape.
+        horizontal_flip: probability of mirroring. Captions that say left and right speak against it.
+        then: further torchvision v2 transforms (or any other callable) on uint8 (T, 3, S, S), which v2's see as one.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler | None = None,
+        scale: tuple[float, float] = (0.9, 1.0),
+        ratio: tuple[float, float] | None = (3 / 4, 4 / 3),
+        horizontal_flip: float = 0.0,
+        then: Sequence[Callable[..., Any]] = (),  # a narrower type would keep recipes from naming a class of transforms
+    ) -> None:
+        self.sampler = sampler or HalfDraws()
+        self.scale, self.ratio = tuple(scale), ratio
+        flips = [v2.RandomHorizontalFlip(horizontal_flip)] if horizontal_flip else []
+        self.after: list[Callable[..., Any]] = [*flips, *then]
+
+    def __call__(self, raw: RawVideo, processor: VideoProcessor) -> UInt8[Tensor, "T 3 S S"]:
+        """One clip, in the length, size and interpolation of the processor."""
+        video = open_video(raw)
+
+        def framing(width: int, height: int) -> Framing:
+            left, top, right, bottom = random_box(width, height, self.scale, self.ratio or (width / height,) * 2)
+            x, y = processor.size / (right - left), processor.size / (bottom - top)
+            wide, high = round(width * x), round(height * y)
+            left, top = min(round(left * x), wide - processor.size), min(round(top * y), high - processor.size)
+            size = (processor.size, processor.size)
+            return Framing(wide, high, -left, -top, size, processor.images.interpolation)
+
+        clip = video.frames(self.sampler(video.edges, processor.frames), framing)
+        for transform in self.after:
+            clip = transform(clip)
+        return clip
+
+
+class ClipRandAugment(v2.RandAugment):
+    """RandAugment as ALPRO pre-trains with it: two operations at level 5 of 10, the same ones for all frames.
+
+    Those of salesforce/ALPRO, utils and datasets/randaugment.py, `TemporalConsistentRandomAugment`: identity, contrast,
+    brightness, sharpness, shears, shifts, rotation and mirroring. Their ranges are torchvision's. Mirroring, which
+    torchvision's RandAugment lacks, is `VideoAugmentation.horizontal_flip`.
+    """
+
+    _AUGMENTATION_SPACE = {  # noqa: RUF012 - torchvision's own way of choosing the operations
+        name: v2.RandAugment._AUGMENTATION_SPACE[name]
+        for name in (
+            "Identity",
+            "Contrast",
+            "Brightness",
+            "Sharpness",
+            "ShearX",
+            "ShearY",
+            "TranslateX",
+            "TranslateY",
+            "Rotate",
+        )
+    }
+
+    def __init__(self, num_ops: int = 2, magnitude: int = 5, num_magnitude_bins: int = 11) -> None:
+        super().__init__(num_ops, magnitude, num_magnitude_bins)

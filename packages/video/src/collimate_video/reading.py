@@ -1,0 +1,441 @@
+"""Videos from files, bytes and arrays: the frames shown at given times, and the sound between two of them.
+
+A video is opened by looking through its packets, which decodes nothing: that tells when each frame is shown, for
+videos of variable rate too, and from which key frame on it can be decoded. Frames are then decoded from the last key
+frame before each one that is wanted, one at a time, and scaled by the decoder's own scaler, so that memory is bounded
+by one frame of the file and the clip that is made. `transcode` writes videos whose key frames lie closer together.
+
+Times are seconds from the first frame on. Rotation that a file asks for is applied; an alpha channel is dropped; more
+than 8 bits a channel become 8, and wide dynamic range is not mapped.
+
+Shape legend: T times, N frames of a video, H W pixels, S samples of sound.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from os import PathLike, fspath
+from typing import Any, NamedTuple, Protocol, cast
+
+import av
+import numpy as np
+import torch
+from av.error import FFmpegError
+from av.error import FileNotFoundError as NoSuchFile
+from av.stream import Disposition
+from av.video.reformatter import Interpolation
+from jaxtyping import Float32, Float64, UInt8
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from collimate.data.decoding import MAX_PIXELS, Undecodable, register_decoder, register_modality
+
+VIDEOS = ("mp4", "webm", "mkv", "mov", "avi", "mpg")
+"""Under which keys of a sample a video may lie."""
+
+ARRAY_RATE = 10.0  # ours, as in the world: frames a second of an array that comes without a rate
+MISSING_SECONDS, MISSING_SHARE = 0.25, 0.05  # ours: an end so much before the promised one is no rounding
+TIMELESS = "avi"  # the format that does not say when frames are shown which are not in the order of decoding
+PREROLL = 0.2  # seconds of sound decoded before the wanted ones, because codecs need some to start
+
+_SCALERS = {"bicubic": Interpolation.BICUBIC, "bilinear": Interpolation.BILINEAR, "nearest": Interpolation.POINT}
+
+RawVideo = Any
+"""A `Frames`, bytes of a file, its path, an array (T, H, W, 3) of bytes, or an array and its frames a second."""
+
+
+class Framing(NamedTuple):
+    """How frames are seen: scaled to `width` x `height`, and laid at (left, top) on a canvas of `size`, in pixels.
+
+    What reaches beyond the canvas is cut off; what it does not cover is black.
+    """
+
+    width: int
+    height: int
+    left: int
+    top: int
+    size: tuple[int, int]
+    """height, width"""
+    interpolation: str = "bicubic"
+
+
+class Frames(Protocol):
+    """What can be asked of any video."""
+
+    @property
+    def edges(self) -> Float64[np.ndarray, " N+1"]:
+        """When each frame begins to be shown, and when the last one ends; the first is 0."""
+        ...
+
+    def frames(
+        self, times: Sequence[float], framing: Callable[[int, int], Framing] | None = None
+    ) -> UInt8[Tensor, "T 3 H W"]:
+        """The frames shown at these times, RGB.
+
+        Args:
+            times: each gives the last frame that begins no later; the first before the video, the last after it.
+            framing: from the width and height of the frames, as they are shown, to how they are seen; as they are if
+                None.
+
+        Raises:
+            Undecodable: a frame is damaged.
+        """
+        ...
+
+
+def open_video(raw: RawVideo) -> Frames:
+    """Whatever holds a video, as `Frames`.
+
+    Raises:
+        Undecodable: there is no video in it, or it is damaged.
+        TypeError: it holds none.
+    """
+    if isinstance(raw, bytes | str | PathLike):
+        return Video(raw)
+    if isinstance(raw, np.ndarray):
+        return DecodedVideo(raw)
+    if isinstance(raw, tuple) and len(raw) == 2:
+        return DecodedVideo(*raw)
+    if hasattr(raw, "edges") and hasattr(raw, "frames"):
+        return cast(Frames, raw)
+    raise TypeError(f"Expected a video: bytes, a path, or an array (T, H, W, 3) of bytes; got a {type(raw).__name__}.")
+
+
+class Video:
+    """A video file, looked through but not decoded. It holds no open file, so that it can be sent to other processes.
+
+    Args:
+        raw: the bytes of a file, or its path.
+
+    Attributes:
+        edges: see `Frames`.
+        origin: when the first frame is shown, in seconds of the file.
+        has_sound: whether there is a sound track.
+
+    Raises:
+        Undecodable: it holds no video, no frame, larger ones than `MAX_PIXELS`, or ends before its header says so.
+        FileNotFoundError: there is no such file.
+    """
+
+    def __init__(self, raw: bytes | str | PathLike[str]) -> None:
+        self.raw = raw
+        with opened(raw) as container:
+            stream = video_stream(container)
+            if stream.width * stream.height > MAX_PIXELS:
+                raise Undecodable(
+                    "decompression bomb", f"{stream.width} x {stream.height}, at most {MAX_PIXELS} pixels are taken"
+                )
+            self.has_sound = bool(container.streams.audio)
+            self._index = _look_through(container, stream, raw)
+        self.edges, self.origin = self._index.edges, self._index.origin
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.edges) - 1
+
+    @property
+    def duration(self) -> float:
+        """In seconds."""
+        return float(self.edges[-1])
+
+    def frames(
+        self, times: Sequence[float], framing: Callable[[int, int], Framing] | None = None
+    ) -> UInt8[Tensor, "T 3 H W"]:
+        """See `Frames`."""
+        places = shown_at(self.edges, times)
+        wanted = sorted(set(places))
+        with opened(self.raw) as container:
+            stream = video_stream(container)
+            found: dict[int, Tensor] = {}
+            view: Framing | None = None
+            for place, frame in zip(wanted, _decoded(container, stream, self._index, wanted), strict=True):
+                if framing is not None and view is None:
+                    view = framing(*shown_size(frame))
+                found[place] = _pixels(frame, view)
+        return torch.stack([found[place] for place in places])
+
+    def sound(self, start: float, end: float, rate: int) -> Float32[Tensor, " S"]:
+        """The sound between two times, mono; 0 where the track has none.
+
+        Args:
+            start, end: in seconds from the first frame on.
+            rate: samples a second.
+
+        Raises:
+            Undecodable: there is no sound track, or it is damaged.
+        """
+        with opened(self.raw) as container:
+            if not container.streams.audio:
+                raise Undecodable("no sound")
+            return _sound(container, container.streams.audio[0], self._index.origin + start, end - start, rate)
+
+
+class DecodedVideo:
+    """A video that is there as an array.
+
+    Args:
+        pixels: (T, H, W, 3), bytes.
+        rate: frames a second.
+
+    Raises:
+        Undecodable: the array is none of a video, or has no frame.
+    """
+
+    def __init__(self, pixels: UInt8[np.ndarray, "T H W 3"], rate: float = ARRAY_RATE) -> None:
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or not pixels.size:
+            raise Undecodable("no video", f"an array {pixels.shape} of {pixels.dtype}, not (T, H, W, 3) of bytes")
+        self.pixels = pixels
+        self.edges: Float64[np.ndarray, " N+1"] = np.arange(len(pixels) + 1) / rate
+
+    def frames(
+        self, times: Sequence[float], framing: Callable[[int, int], Framing] | None = None
+    ) -> UInt8[Tensor, "T 3 H W"]:
+        """See `Frames`."""
+        chosen = torch.from_numpy(self.pixels[shown_at(self.edges, times)]).permute(0, 3, 1, 2)
+        if framing is None:
+            return chosen.contiguous()
+        view = framing(chosen.shape[3], chosen.shape[2])
+        if chosen.shape[2:] != (view.height, view.width):
+            mode = transforms.InterpolationMode(view.interpolation)
+            chosen = transforms.resize(chosen, [view.height, view.width], mode, antialias=True)
+        return _laid(chosen, view)
+
+
+def decode_video(data: bytes) -> Video:
+    """The decoder of samples: a video that was looked through, whose frames were not decoded.
+
+    Raises:
+        Undecodable: see `Video`.
+    """
+    return Video(data)
+
+
+def shown_at(edges: Float64[np.ndarray, " N+1"], times: Sequence[float]) -> list[int]:
+    """The number of the frame that is shown at each time.
+
+    Raises:
+        ValueError: there are no times, or some are no numbers.
+    """
+    if not len(times) or not np.isfinite(times).all():
+        raise ValueError(f"Frames are asked for by finite times, at least one; got {list(times)}.")
+    close = 1e-6  # a time that was computed as a frame's own may have been rounded below it
+    places = np.searchsorted(edges, np.asarray(times, np.float64) + close, side="right") - 1
+    return np.clip(places, 0, len(edges) - 2).tolist()
+
+
+register_decoder(decode_video, *VIDEOS)
+register_modality("video", *VIDEOS)
+
+
+# The file -------------------------------------------------------------------------------------------------------
+
+
+class _Index(NamedTuple):
+    """What the packets of a video tell."""
+
+    stamps: list[int]  # when each frame is shown, in the stream's time base, rising
+    keys: list[tuple[int, int]]  # of key frames: when each is shown, and when it is decoded
+    edges: Float64[np.ndarray, " N+1"]
+    origin: float  # when the first frame is shown, in seconds of the file
+
+
+@contextmanager
+def opened(raw: bytes | str | PathLike[str]) -> Iterator[Any]:
+    """The container; what FFmpeg raises within, as `Undecodable`."""
+    try:
+        container = av.open(io.BytesIO(raw) if isinstance(raw, bytes) else fspath(raw), metadata_errors="replace")
+    except NoSuchFile:
+        raise FileNotFoundError(f"There is no video {raw!r}.") from None
+    except (FFmpegError, ValueError) as error:
+        raise Undecodable("not a video", str(error)) from None
+    try:
+        yield container
+    except FFmpegError as error:
+        raise Undecodable("damaged video", str(error)) from None
+    finally:
+        container.close()
+
+
+def video_stream(container: Any) -> Any:
+    """The first that is no cover of an album."""
+    pictures = (each for each in container.streams.video if not each.disposition & Disposition.attached_pic)
+    stream = next(pictures, None)
+    if stream is None:
+        raise Undecodable("no video", "only sound" if container.streams.audio else "no stream of pictures")
+    stream.codec_context.thread_count = 1  # loading processes share out the cores
+    return stream
+
+
+def _look_through(container: Any, stream: Any, raw: bytes | str | PathLike[str]) -> _Index:
+    """Go through the packets without decoding them."""
+    stamps: list[int] = []
+    keys: list[tuple[int, int]] = []
+    end, last = 0.0, 0  # of all streams, in seconds; of the video, in its time base
+    for packet in container.demux():
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        if not packet.size or stamp is None:
+            continue
+        length = packet.duration or 0
+        end = max(end, float((stamp + length) * packet.time_base))
+        if packet.stream is stream and not packet.is_discard:
+            stamps.append(stamp)
+            last = max(last, stamp + length)
+            if packet.is_keyframe:
+                keys.append((stamp, packet.dts if packet.dts is not None else stamp))
+    if not stamps:
+        raise Undecodable("no frames", "there is a stream of pictures without any")
+    _check_end(container, stream, raw, end, len(stamps))
+    stamps.sort()
+    origin = stamps[0]
+    last = max(last, stamps[-1] + _usual_gap(stamps, stream))
+    base = float(stream.time_base)
+    return _Index(stamps, sorted(keys), (np.array([*stamps, last]) - origin) * base, origin * base)
+
+
+def _usual_gap(stamps: list[int], stream: Any) -> int:
+    """How long a last frame is shown of which nothing is said, in the stream's time base."""
+    if len(stamps) > 1:
+        return max(1, round((stamps[-1] - stamps[0]) / (len(stamps) - 1)))
+    rate = stream.average_rate or stream.guessed_rate
+    return max(1, round(1 / (rate * stream.time_base))) if rate else 1
+
+
+def _check_end(container: Any, stream: Any, raw: bytes | str | PathLike[str], end: float, count: int) -> None:
+    """A file that was cut short promises bytes or seconds that it does not have.
+
+    Raises:
+        Undecodable: it does.
+    """
+    length = len(raw) if isinstance(raw, bytes) else os.path.getsize(raw)
+    if any(entry.pos + entry.size > length for entry in stream.index_entries):
+        raise Undecodable("truncated video", f"{count} of {len(stream.index_entries)} frames are there")
+    if container.duration is not None:
+        # Whether the header counts from 0 or from the first time stamp differs from format to format.
+        promised, found = container.duration / av.time_base, end - min(0, container.start_time or 0) / av.time_base
+        if promised - found > max(MISSING_SECONDS, MISSING_SHARE * promised):
+            raise Undecodable("truncated video", f"{found:.2f} of {promised:.2f} seconds are there")
+
+
+# Frames ---------------------------------------------------------------------------------------------------------
+
+
+def _decoded(container: Any, stream: Any, index: _Index, wanted: list[int]) -> Iterator[Any]:
+    """The frames of these numbers, which rise; it seeks where a key frame lies between one and the next."""
+    decoder = _Decoder(container, stream, index)
+    for place in wanted:
+        yield decoder.frame(index.stamps[place])
+
+
+class _Decoder:
+    """Decodes onwards from where it stands: `last` is the frame that it came by, `pending` the next one."""
+
+    def __init__(self, container: Any, stream: Any, index: _Index) -> None:
+        self.container, self.stream, self.index = container, stream, index
+        self.key_stamps = [shown for shown, _ in index.keys]
+        self.key = -1  # the number of the key frame from which on it decodes
+        self.seeks = container.format.name != TIMELESS
+        self.frames: Iterator[Any] = _stamped(container, stream) if self.seeks else _counted(container, stream, index)
+        self.last: Any = None
+        self.pending: Any = None
+
+    def frame(self, stamp: int) -> Any:
+        """The frame that is shown at a stamp, which is none before the last one's."""
+        key = bisect_right(self.key_stamps, stamp) - 1
+        if self.seeks and key > max(self.key, 0):
+            self._seek(key)
+            if self.pending is None or self.pending.pts > stamp:  # the file cannot be sought in: decode all of it
+                self.seeks = False
+                self._seek(0)
+        while self.last is None or (self.pending is not None and self.pending.pts <= stamp):
+            self.last, self.pending = self.pending, next(self.frames, None)
+            if self.last is self.pending:
+                raise Undecodable("damaged video", "no frame can be decoded")
+        # Decoders mark what they could not decode, or leave it out. Of two fields, only one has a frame's stamp.
+        if self.last.is_corrupt or (self.last.pts != stamp and not self.last.interlaced_frame):
+            raise Undecodable("damaged video", f"the frame at {float(stamp * self.stream.time_base):.2f} seconds")
+        return self.last
+
+    def _seek(self, key: int) -> None:
+        """Stand before a key frame."""
+        self.container.seek(self.index.keys[key][1], stream=self.stream, backward=True)
+        self.frames, self.key = _stamped(self.container, self.stream), key
+        self.last, self.pending = None, next(self.frames, None)
+
+
+def _stamped(container: Any, stream: Any) -> Iterator[Any]:
+    return (frame for frame in container.decode(stream) if frame.pts is not None)
+
+
+def _counted(container: Any, stream: Any, index: _Index) -> Iterator[Any]:
+    """All frames with the stamps in their order, where their own are guessed from the order of decoding."""
+    for frame, stamp in zip(container.decode(stream), index.stamps, strict=False):
+        frame.pts = stamp
+        yield frame
+
+
+def shown_size(frame: Any) -> tuple[int, int]:
+    """Width and height after the rotation."""
+    return (frame.height, frame.width) if frame.rotation % 180 else (frame.width, frame.height)
+
+
+def _pixels(frame: Any, view: Framing | None) -> UInt8[Tensor, "3 H W"]:
+    """A decoded frame as it is seen."""
+    width, height = (view.width, view.height) if view else shown_size(frame)
+    pixels = upright(frame, width, height, view.interpolation if view else "bicubic")
+    picture = torch.from_numpy(pixels).permute(2, 0, 1)
+    return _laid(picture, view) if view else picture
+
+
+def upright(frame: Any, width: int, height: int, interpolation: str = "bicubic") -> UInt8[np.ndarray, "H W 3"]:
+    """A decoded frame, scaled, and turned as its file asks for."""
+    if frame.rotation % 180:
+        width, height = height, width
+    scaler = _SCALERS[interpolation]
+    pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=scaler, threads=1)
+    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))  # counter-clockwise, both
+
+
+def _laid(pixels: UInt8[Tensor, "*T 3 h w"], view: Framing) -> UInt8[Tensor, "*T 3 H W"]:
+    """Scaled frames on their canvas."""
+    height, width = view.size
+    top, left = max(0, -view.top), max(0, -view.left)
+    seen = pixels[..., top : height - view.top, left : width - view.left]
+    if seen.shape[-2:] == view.size:
+        return seen.contiguous()
+    canvas = pixels.new_zeros(*pixels.shape[:-2], height, width)
+    top, left = max(0, view.top), max(0, view.left)
+    canvas[..., top : top + seen.shape[-2], left : left + seen.shape[-1]] = seen
+    return canvas
+
+
+# Sound ----------------------------------------------------------------------------------------------------------
+
+
+def _sound(container: Any, stream: Any, start: float, length: float, rate: int) -> Float32[Tensor, " S"]:
+    """So many seconds from a time of the file on, each piece where its time stamp says."""
+    track = np.zeros(max(0, round(length * rate)), np.float32)
+    resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate)
+    stream.codec_context.thread_count = 1
+    if start > PREROLL:
+        container.seek(int((start - PREROLL) / stream.time_base), stream=stream, backward=True)
+    for frame in _resampled(container.decode(stream), resampler):
+        if frame.pts is None:
+            continue
+        place = round((float(frame.pts * frame.time_base) - start) * rate)
+        if place >= len(track):
+            break
+        piece = frame.to_ndarray()[0]
+        first, last = max(0, place), min(len(track), place + len(piece))
+        if last > first:
+            track[first:last] = piece[first - place : last - place]
+    return torch.from_numpy(track)
+
+
+def _resampled(frames: Iterator[Any], resampler: Any) -> Iterator[Any]:
+    for frame in frames:
+        yield from resampler.resample(frame)
+    yield from resampler.resample(None)
