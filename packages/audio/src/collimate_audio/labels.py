@@ -197,6 +197,9 @@ class LabelledSource(Source):
             raise CorruptSample(f"{self.source.name}: {sample['__key__']}", "no labels", "it could not be read then")
         return {**sample, LABELS: labels, LABELLED_BY: self.labelled_by}
 
+    def peek(self, index: int, keys: Sequence[str]) -> Sample:
+        return super().peek(index, keys) if {LABELS, LABELLED_BY} & set(keys) else self.source.peek(index, keys)
+
     def order(self, seed: int, epoch: int) -> Order:
         return self.source.order(seed, epoch)
 
