@@ -5,7 +5,7 @@ every 10 ms, each without its mean, pre-emphasised (0.97), under a Povey window,
 spaced in mel(f) = 1127 ln(1 + f / 700) from 20 Hz to half the sampling rate, natural logarithm. N samples give
 F = 1 + (N - 400) // 160 frames: whole ones only. Then (x - mean) / (2 std), of the data that a model was trained on.
 
-Shape legend: B clips, N samples, F frames, M mel bands, W samples of a frame.
+Shape legend: B clips, N samples, F frames, T samples of a transform, M mel bands.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import math
 import warnings
 from functools import lru_cache
 from os import PathLike
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ WINDOW_POWER = 0.85  # Povey's window is Hann's to this power
 LOWEST_HZ = 20.0
 FLOOR = torch.finfo(torch.float32).eps  # under the logarithm
 MIN_FRAMES = 16  # one patch of BEATs
+TOGETHER = 16  # ours: bands of one matrix product
+CPU_ROWS, DEVICE_ROWS = 2**10, 2**16  # ours: frames at a time; on a CPU as many as its cache holds
 LOUD = 8.0  # ours: 18 dB above full scale; nothing that was meant to lie in [-1, 1] gets there
 
 RawSound = str | PathLike[str] | bytes | np.ndarray | Tensor | tuple[np.ndarray | Tensor, int]
@@ -105,7 +108,7 @@ class FilterBank(Processor):
     def finish(self, batch: Float[Tensor, "B N"]) -> Float[Tensor, "B F M"]:
         """The normalised filter bank, float32, of stacked waveforms; padding counts as digital silence."""
         found = filter_bank(batch.nan_to_num(0.0), self.sample_rate, self.mel_bands)
-        return (found - self.mean) / (2 * self.std)
+        return found.sub_(self.mean).div_(2 * self.std)
 
     def mask(self, batch: Float[Tensor, "B N"]) -> Bool[Tensor, "B F"] | None:
         """True where a frame is real."""
@@ -135,15 +138,17 @@ def filter_bank(
     if waveforms.shape[-1] < window:
         raise ValueError(f"Waveforms of {waveforms.shape[-1]} samples are shorter than one frame of {window}.")
     with torch.autocast(waveforms.device.type, enabled=False):
-        frames = (waveforms.float() * SCALE).unfold(-1, window, shift)
-        frames = frames - frames.mean(-1, keepdim=True)
-        before = torch.cat([frames[..., :1], frames[..., :-1]], -1)  # the first sample comes after itself
-        frames = (frames - PREEMPHASIS * before) * _povey_window(window).to(frames.device)
-        size = 2 ** math.ceil(math.log2(window))
-        spectrum = torch.fft.rfft(frames, size)
-        power = spectrum.real.square() + spectrum.imag.square()
-        bands = _mel_bands(mel_bands, size, sample_rate).to(frames.device)
-        return (power @ bands).clamp_min(FLOOR).log()
+        frames, means = _emphasised_frames(waveforms.float(), window, shift)
+        size = frames.shape[-1]
+        weights = _povey_window(window, size, waveforms.device)
+        bands = _mel_bands(mel_bands, size, sample_rate, waveforms.device)
+        rows = CPU_ROWS if waveforms.device.type == "cpu" else DEVICE_ROWS
+        clips = max(1, rows // frames.shape[1])
+        found = [
+            _log_energies((some - mean).mul_(weights), bands)
+            for some, mean in zip(frames.split(clips), means.split(clips), strict=True)
+        ]
+        return torch.cat(found)
 
 
 def frame_samples(sample_rate: int) -> tuple[int, int]:
@@ -151,20 +156,59 @@ def frame_samples(sample_rate: int) -> tuple[int, int]:
     return sample_rate * FRAME_MS // 1000, sample_rate * SHIFT_MS // 1000
 
 
-@lru_cache(maxsize=8)
-def _povey_window(size: int) -> Float[Tensor, " W"]:
-    return torch.hann_window(size, periodic=False).pow(WINDOW_POWER)
+def _emphasised_frames(
+    waveforms: Float[Tensor, "B N"], window: int, shift: int
+) -> tuple[Float[Tensor, "B F T"], Float[Tensor, "B F 1"]]:
+    """Frames of x_n - 0.97 x_(n-1), as a view of the whole waveform; and what the mean of each adds to all of it.
+
+    Emphasis and mean are linear, so that overlapping frames share them. The first sample of a frame, which Kaldi
+    emphasises by itself, has no weight in the window. Frames reach on to the T samples of the transform, where the
+    window is 0.
+    """
+    size, count = 2 ** math.ceil(math.log2(window)), 1 + (waveforms.shape[1] - window) // shift
+    # Frames lose their means in any case; without the first one's, the rest of a large offset costs no digits.
+    waveforms = waveforms - waveforms[:, :window].mean(1, keepdim=True)
+    emphasised = torch.sub(waveforms[:, 1:], waveforms[:, :-1], alpha=PREEMPHASIS)
+    frames = torch.nn.functional.pad(emphasised, (1, size - window)).unfold(1, size, shift)[:, :count]
+    block = math.gcd(window, shift)
+    blocks = waveforms[:, : waveforms.shape[1] // block * block].unflatten(1, (-1, block)).mean(2)
+    means = blocks.unfold(1, window // block, shift // block).mean(2)[:, :count, None]
+    return frames, (1 - PREEMPHASIS) * means
+
+
+def _log_energies(frames: Float[Tensor, "B F T"], bands: list[_Bands]) -> Float[Tensor, "B F M"]:
+    spectrum = torch.fft.rfft(frames)
+    power = spectrum.real.square() + spectrum.imag.square()
+    energies = [power[..., some.first : some.first + len(some.weights)] @ some.weights for some in bands]
+    return torch.cat(energies, -1).clamp_min(FLOOR).log()
+
+
+class _Bands(NamedTuple):
+    """Neighbouring bands, and the bins that they cover: most of a matrix of all would be 0."""
+
+    first: int
+    weights: Float[Tensor, "bins bands"]
 
 
 @lru_cache(maxsize=8)
-def _mel_bands(count: int, size: int, sample_rate: int) -> Float[Tensor, "bins M"]:
-    """Triangles in mel; Kaldi leaves out the bin of half the sampling rate."""
+def _povey_window(length: int, size: int, device: torch.device) -> Float[Tensor, " T"]:
+    window = SCALE * torch.hann_window(length, periodic=False).pow(WINDOW_POWER)
+    return torch.nn.functional.pad(window, (0, size - length)).to(device)
+
+
+@lru_cache(maxsize=8)
+def _mel_bands(count: int, size: int, sample_rate: int, device: torch.device) -> list[_Bands]:
+    """Triangles in mel, few at a time; Kaldi leaves out the bin of half the sampling rate."""
     lowest, highest = _mel(torch.tensor([LOWEST_HZ, sample_rate / 2], dtype=torch.float64)).tolist()
     edges = torch.linspace(lowest, highest, count + 2, dtype=torch.float64)
     bins = _mel(torch.arange(size // 2, dtype=torch.float64) * sample_rate / size)[:, None]
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
-    triangles = torch.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clamp_min(0)
-    return torch.cat([triangles, torch.zeros(1, count)]).float()
+    triangles = torch.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clamp_min(0).float()
+    found = []
+    for some in triangles.split(TOGETHER, 1):
+        covered = some.any(1).nonzero().flatten().tolist() or [0]  # narrow bands may fall between two bins
+        found.append(_Bands(covered[0], some[covered[0] : covered[-1] + 1].contiguous().to(device)))
+    return found
 
 
 def _mel(hertz: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ Shape legend: B clips, N positions, P pieces, W windows.
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Literal, TypeAlias, get_args
 
 from jaxtyping import Bool
@@ -28,7 +29,9 @@ def real_windows(mask: Bool[Tensor, "B N"], size: int, stride: int) -> Bool[Tens
         mask: True where a position is real.
         size, stride: of the windows, in positions; only whole ones count.
     """
-    return mask.unfold(1, size, stride).all(-1)
+    block = gcd(size, stride)  # windows are made of whole blocks, and share them
+    blocks = mask[:, : mask.shape[1] // block * block].unflatten(1, (-1, block)).all(-1)
+    return blocks.unfold(1, size // block, stride // block).all(-1)
 
 
 def real_pieces(mask: Bool[Tensor, "B N"], count: int) -> Bool[Tensor, "B P"]:
