@@ -1,6 +1,10 @@
 """Procedural scenes seen through every sensor: the embedded, always synthetic, data set."""
 
 from collimate_world.captions import KINDS, Caption, caption, phrase, sentence
+from collimate_world.clip import CLIP_RATE, Clip
+from collimate_world.clip_source import MOTION_CLASSES, MOTION_TEMPLATES, ClipSource
+from collimate_world.motion import MOTIONS, OPPOSITE, motion, moving
+from collimate_world.motion_captions import MOTION_KINDS, motion_caption
 from collimate_world.negatives import NEGATIVE_KINDS, Negative, negatives
 from collimate_world.picture import Picture
 from collimate_world.relations import CONVERSE, Relation, relations
@@ -23,6 +27,7 @@ from collimate_world.source import CLASS_NAMES, HELD_OUT_CLASSES, TEMPLATES, Wor
 
 __all__ = [
     "CLASS_NAMES",
+    "CLIP_RATE",
     "COLOURS",
     "CONVERSE",
     "HELD_OUT",
@@ -30,7 +35,12 @@ __all__ = [
     "HELD_OUT_SIZES",
     "HELD_OUT_SOUNDS",
     "KINDS",
+    "MOTIONS",
+    "MOTION_CLASSES",
+    "MOTION_KINDS",
+    "MOTION_TEMPLATES",
     "NEGATIVE_KINDS",
+    "OPPOSITE",
     "PITCHES",
     "RHYTHMS",
     "SHAPES",
@@ -42,6 +52,8 @@ __all__ = [
     "TEXTURES",
     "TIMBRES",
     "Caption",
+    "Clip",
+    "ClipSource",
     "Light",
     "Negative",
     "Picture",
@@ -52,6 +64,9 @@ __all__ = [
     "Thing",
     "WorldSource",
     "caption",
+    "motion",
+    "motion_caption",
+    "moving",
     "negatives",
     "phrase",
     "relations",

@@ -1,0 +1,94 @@
+"""Clips of the world as a source of samples, made when they are read."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from collimate.data import Sample, Source
+from collimate_world.clip import CLIP_RATE, Clip
+from collimate_world.motion import MOTIONS, motion, moving
+from collimate_world.motion_captions import MOTION_KINDS, MotionKind, motion_caption
+from collimate_world.scene import Combinations, Scene, Split, sample_scene
+from collimate_world.source import description, number_range
+
+MOTION_CLASSES = list(MOTIONS)
+"""The classes of clips with one object, in the order of their numbers."""
+
+MOTION_TEMPLATES = ["something {}", "a shape {}", "in this video an object {}"]
+"""Prompts for zero-shot classification."""
+
+
+class ClipSource(Source):
+    """Clips of moving scenes as samples: `world-clip:train?objects=1-3` on the command line.
+
+    A sample has `mp4` (the frames, a uint8 array (frames, size, size, 3), as video processors take them; `collimate
+    video transcode` makes files of them), `txt`, `captions.json` (two of each kind), `json` (the scene as it is at the
+    beginning, and that it is synthetic), and for scenes of one object `cls`, its motion.
+
+    Args:
+        split: train, val or test. Held-out combinations of colour and shape occur in the last two only.
+        objects: how many objects a scene has: a number, or a range as in `1-3`.
+        length: number of clips.
+        frames: of each clip, 10 a second.
+        size: side of the frames in pixels.
+        seed: another seed, another world of the same kind.
+        text: the kind of caption that is the sample's `txt`.
+        combinations: of colour and shape: `seen` in training, `held_out`, or `all`; by default what the split allows.
+
+    Raises:
+        ValueError: an argument is not one of these; says which are.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        objects: int | str = 1,
+        length: int = 10_000,
+        frames: int = 16,
+        size: int = 64,
+        seed: int = 0,
+        text: str = "short",
+        combinations: str | None = None,
+    ) -> None:
+        if text not in MOTION_KINDS:
+            raise ValueError(f"The text of a sample is one of {', '.join(MOTION_KINDS)}; not {text!r}.")
+        if combinations not in (None, "seen", "held_out", "all"):
+            raise ValueError(f"Combinations are seen, held_out or all; not {combinations!r}.")
+        self.split: Split = cast(Split, split)
+        self.combinations: Combinations | None = cast(Combinations | None, combinations)
+        self.objects = number_range(objects, int, "The number of objects")
+        self.length, self.frames, self.size, self.seed = length, frames, size, seed
+        self.text: MotionKind = cast(MotionKind, text)
+        self.name = f"world-clip:{split}?objects={objects}"
+        if self.objects == (1, 1):
+            self.class_names, self.templates = MOTION_CLASSES, MOTION_TEMPLATES
+        self.clip(0)  # refuses what cannot be, before training starts
+
+    def __len__(self) -> int:
+        return self.length
+
+    def scene(self, index: int) -> Scene:
+        """The scene of a sample, as it is at the beginning."""
+        still = sample_scene(self.split, index, self.seed, self.objects, self.combinations)
+        return moving(still, max(self.frames - 1, 1) / CLIP_RATE)
+
+    def clip(self, index: int) -> Clip:
+        """The clip of a sample."""
+        return Clip(self.scene(index), self.frames, self.size)
+
+    def read(self, index: int) -> Sample:
+        if not 0 <= index < self.length:
+            raise IndexError(f"{self.name} has {self.length} clips; there is no clip {index}.")
+        clip = self.clip(index)
+        captions = [motion_caption(clip.scene, kind, variant) for kind in MOTION_KINDS for variant in range(2)]
+        sample: Sample = {
+            "__key__": f"clip-{self.split}-{'-'.join(map(str, self.objects))}-{self.seed}-{index:08d}",
+            "__source__": self.name,
+            "mp4": clip.pixels,
+            "txt": next(one.text for one in captions if one.kind == self.text),
+            "captions.json": [dict(vars(one)) for one in captions],
+            "json": description(clip.scene) | {"split": self.split, "seed": self.seed, "index": index},
+        }
+        if self.objects == (1, 1):
+            sample["cls"] = MOTION_CLASSES.index(motion(clip.scene.things[0]))
+        return sample
