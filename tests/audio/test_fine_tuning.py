@@ -12,6 +12,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 import collimate
 from collimate.checkpoints import save
+from collimate.checkpoints.files import CheckpointError
 from collimate.encoders import Encoder, Frozen
 from collimate.encoding import Encoding
 from collimate.processing import ClassLabels
@@ -225,20 +226,26 @@ def test_published_classifiers_answer_in_their_own_order(tmp_path):
     assert method.labels(["Speech"]).tolist() == [0, 1]
     assert set(method.classify([tone(0, 1.0)])[0]) == {"/m/0b", "/m/0a"}
     torch.save(official(), tmp_path / "published.pt")
-    encoder = trained_encoder(str(tmp_path / "published.pt"), layer_drop=0.1)
+    encoder = trained_encoder(str(tmp_path / "published.pt"))
     torch.testing.assert_close(encoder.state_dict(), method.encoders["audio"].state_dict())
-    assert encoder.config()["init_args"]["layer_drop"] == 0.1
+    published = str(tmp_path / "published.pt")
+    tuned = classifier(encoder=BEATs(**TINY, layer_drop=0.1), pretrained=published)
+    torch.testing.assert_close(tuned.encoders["audio"].state_dict(), encoder.state_dict())
+    assert "pretrained" not in tuned.config()["init_args"]
+    with pytest.raises(CheckpointError, match="layers 2"):
+        classifier(encoder=BEATs(**{**TINY, "layers": 3}), pretrained=published)
 
 
-def test_trained_encoders_get_other_dropouts_and_keep_their_front_end(tmp_path):
+def test_pretrained_encoders_bring_their_front_end(tmp_path):
     first = BEATs(**TINY)
     first.save_pretrained(tmp_path / "encoder", FilterBank(0.3, mel_bands=32))
-    again = trained_encoder(str(tmp_path / "encoder"), dropout=0.2)
-    assert again.config()["init_args"]["dropout"] == 0.2
-    assert again.processor.mel_bands == 32
-    torch.testing.assert_close(again.state_dict(), first.state_dict())
+    tuned = classifier(encoder=BEATs(**TINY, dropout=0.2), pretrained=str(tmp_path / "encoder"))
+    torch.testing.assert_close(tuned.encoders["audio"].state_dict(), first.state_dict())
     with pytest.raises(ValueError, match="another front end: mel_bands"):
-        AudioClassifier(again, ClassLabels(NAMES), FilterBank(0.3))
+        AudioClassifier(BEATs(**TINY), ClassLabels(NAMES), FilterBank(0.3), pretrained=str(tmp_path / "encoder"))
+    save(tuned, tmp_path / "tuned")
+    again = classifier(encoder=BEATs(**TINY), pretrained=str(tmp_path / "tuned"))  # of a method, its encoder
+    torch.testing.assert_close(again.encoders["audio"].state_dict(), first.state_dict())
 
 
 # Training -------------------------------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Literal
+
 
 def tokenize(
     tokenizer: str,
@@ -38,3 +41,49 @@ def tokenize(
         f"{used.perplexity:.1f}; the most frequent code has {used.majority:.1%} of them.\n"
         f"Pre-train on them with --data.train labels:{folder} and no tokenizer."
     )
+
+
+def classify(
+    checkpoint: str,
+    data: str,
+    output: str = "runs/classify",
+    top: int = 5,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: str = "auto",
+    precision: Literal["float32", "bfloat16", "float16"] = "float32",
+    limit: int | None = None,
+    resamples: int = 1000,
+) -> None:
+    """Tell the classes of clips by a fine-tuned model; where they have labels, tell how right that is.
+
+    Args:
+        checkpoint: a model folder, or a .ckpt of a training run, of `AudioClassifier`; or a fine-tuned checkpoint as
+            BEATs' authors publish them (.pt).
+        data: clips, with labels or without (see `collimate data inspect`).
+        output: the folder of answers.csv and, where there are labels, report.html and report.json.
+        top: how many of each clip's likeliest classes the table has.
+        batch_size: clips encoded at a time.
+        num_workers: processes that read and decode; 0 reads in this one.
+        device: `auto` is the first GPU where there is one, else the CPU.
+        precision: of the encoder.
+        limit: at most so many clips, spread over the data.
+        resamples: of the bootstrap intervals; 0 for none, which of hundreds of classes take long.
+    """
+    import collimate
+    from collimate.console import say
+    from collimate.data import open_source
+    from collimate.evaluation.commands import publish
+    from collimate_audio import AudioClassifier
+    from collimate_audio.classification import answer, judge
+
+    model = AudioClassifier.from_official(checkpoint) if checkpoint.endswith(".pt") else collimate.load(checkpoint)
+    if not isinstance(model, AudioClassifier):
+        raise ValueError(f"{checkpoint} holds a {type(model).__name__}, which knows no classes: fine-tune it first.")
+    answers = answer(model, open_source(data), batch_size, num_workers, device, precision, limit)
+    table = Path(output) / "answers.csv"
+    answers.write(table, top)
+    if answers.targets is None:
+        say(f"Answers: {table}\nThe data has no labels to judge them by.")
+    else:
+        publish(judge(answers, model.labels.exclusive, resamples), checkpoint, output, Answers=table)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from collimate import distributed
+from collimate.checkpoints.files import CheckpointError
 from collimate.distributed import Group
 from collimate.encoders import Encoder
 from collimate.encoding import Encoding
@@ -39,6 +40,7 @@ from collimate_audio.beats import BEATs, BeatsHead, masked_mean
 from collimate_audio.draws import noise_of, seed_step
 from collimate_audio.filter_bank import FilterBank
 from collimate_audio.pretraining import check_front_end
+from collimate_audio.trained import trained_encoder
 
 
 def one_label_loss(
@@ -88,8 +90,8 @@ class AudioClassifier(Method):
     whose order the outputs stand. Validation logs `sound_metrics`, the same on any number of ranks.
 
     Args:
-        encoder: what is fine-tuned; `collimate_audio.trained_encoder` for a trained or a published one, and
-            `collimate.encoders.Frozen` around it for a linear probe.
+        encoder: what is fine-tuned, with the dropout of this training; `collimate.encoders.Frozen` around
+            `collimate_audio.trained_encoder` for a linear probe.
         labels: the classes. If they are `exclusive`, each clip has exactly one.
         processor: how sounds become the encoder's input.
         head_dropout: of the tokens before the classifier.
@@ -97,8 +99,11 @@ class AudioClassifier(Method):
         mixup: mixes clips of a batch; the loss then is the binary cross entropy in any case.
         masks: hides frames and bands.
         seed: of the draws.
+        pretrained: where the weights of a BEATs come from, as `trained_encoder` takes it: a folder, a .ckpt, or a
+            published .pt. What is saved has its weights beside it, and does not need this again.
 
     Raises:
+        CheckpointError: the pre-trained encoder is of other sizes.
         ValueError: labels are to be smoothed where the loss is the binary one; or the encoder was trained with another
             front end.
     """
@@ -115,6 +120,7 @@ class AudioClassifier(Method):
         mixup: Mixup | None = None,
         masks: SpectrogramMasks | None = None,
         seed: int = 0,
+        pretrained: str | None = None,
     ) -> None:
         super().__init__()
         self.one_label = labels.exclusive and mixup is None
@@ -123,6 +129,8 @@ class AudioClassifier(Method):
                 "label_smoothing belongs to the softmax of exclusive classes without mixup; the binary cross entropy "
                 "has none: set it to 0."
             )
+        if pretrained is not None:
+            _fill(encoder, pretrained)
         if isinstance(processor, FilterBank):
             check_front_end(encoder.processor, processor, "encoder")
         self.processors = {"audio": processor, "labels": labels}
@@ -216,6 +224,12 @@ class AudioClassifier(Method):
         found = {**terms, **sound_metrics(logits.cpu(), targets.cpu(), self.labels.exclusive)}
         self.log_dict({f"val/{name}": value for name, value in found.items()}, sync_dist=False)
 
+    def config(self) -> dict[str, Any]:
+        """As for every Configurable, without `pretrained`."""
+        config = super().config()
+        config["init_args"].pop("pretrained", None)
+        return config
+
     @classmethod
     def from_official(
         cls, checkpoint: str | PathLike[str] | Mapping[str, Any], other_names: Sequence[str] | None = None
@@ -234,6 +248,21 @@ class AudioClassifier(Method):
         model = cls(encoder, ClassLabels(names, other_names), FilterBank(), head.dropout.p)
         model.head.load_state_dict(head.state_dict())
         return model.eval()
+
+
+def _fill(encoder: Encoder, source: str) -> None:
+    """Give an encoder the weights and the front end of a trained one."""
+    trained = trained_encoder(source)
+    try:
+        encoder.load_state_dict(trained.state_dict())
+    except RuntimeError as error:
+        sizes = {name: value for name, value in trained.config()["init_args"].items() if isinstance(value, int)}
+        raise CheckpointError(
+            f"{source} is of other sizes than the encoder of the recipe. It is BEATs with "
+            f"{', '.join(f'{name} {value}' for name, value in sizes.items() if not isinstance(value, bool))}: give the "
+            f"encoder these. ({str(error).splitlines()[-1].strip()})"
+        ) from error
+    encoder.processor = trained.processor
 
 
 def _mean(each: Float[Tensor, " B"], group: Group) -> Float[Tensor, ""]:

@@ -16,28 +16,17 @@ from collimate_audio.beats import BEATs, BeatsHead
 from collimate_audio.tokenizers import AcousticTokenizer
 
 
-def trained_encoder(source: str, dropout: float | None = None, layer_drop: float | None = None) -> BEATs:
+def trained_encoder(source: str) -> BEATs:
     """The encoder in a folder, its own or that of a method that trained it; with its front end.
 
     Args:
-        source: a folder, a .ckpt of a training run, a hub id; or a checkpoint as BEATs' authors publish them (.pt),
-            which says nothing of its front end: the processor of the recipe is to be that of the paper.
-        dropout, layer_drop: what the further training needs, in the place of what the encoder was trained with; see
-            `BEATs`.
+        source: a folder, a .ckpt of a training run, or a hub id; or a checkpoint as BEATs' authors publish them (.pt),
+            which says nothing of its front end: that of the paper is `FilterBank`'s own.
 
     Raises:
         TypeError: there is no such encoder in it.
     """
-    changes = {name: value for name, value in (("dropout", dropout), ("layer_drop", layer_drop)) if value is not None}
-    if source.endswith(".pt"):
-        return BEATs.from_official(source, **changes)
-    encoder = BEATs.from_pretrained(source)
-    if not changes:
-        return encoder
-    changed = BEATs(**{**encoder.config()["init_args"], **changes})
-    changed.load_state_dict(encoder.state_dict())
-    changed.processor = encoder.processor
-    return changed.train(encoder.training)
+    return BEATs.from_official(source) if source.endswith(".pt") else BEATs.from_pretrained(source)
 
 
 def trained_tokenizer(source: str) -> AcousticTokenizer:

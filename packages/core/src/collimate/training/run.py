@@ -73,6 +73,9 @@ class TrainCLI(LightningCLI):
         parser.add_class_arguments(Optimization, "optimization")
         parser.add_class_arguments(RunCheckpoint, "checkpoint")
         parser.add_class_arguments(AfterTraining, "evaluation")
+        for action in parser._actions:
+            if action.dest in ("data.train", "data.val"):  # a table's name, in the place of which a file would be read
+                cast(Any, action)._enable_path = False
         parser.link_arguments("output", "checkpoint.output")
         parser.link_arguments("output", "trainer.default_root_dir")
         parser.set_defaults(
@@ -125,6 +128,7 @@ def cli_for(arguments: list[str], program: str, app: App | None = None) -> Train
         datamodule_class=DataModule,
         subclass_mode_model=True,
         save_config_callback=_SaveConfig,
+        save_config_kwargs={"overwrite": True},  # a run that goes on writes it again
         parser_kwargs={"prog": program, "description": "Train a recipe."},
         seed_everything_default=0,
         auto_configure_optimizers=False,
