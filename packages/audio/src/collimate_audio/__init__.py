@@ -3,6 +3,7 @@
 from collimate_audio.audio_text import CLAP
 from collimate_audio.augmentations import Mixup, SoundAugmentation, SpectrogramMasks
 from collimate_audio.beats import BEATs, BeatsHead
+from collimate_audio.characters import CharacterTokenizer
 from collimate_audio.contrasts import FourTermContrast, FrozenNeighbours, PairContrast, SigmoidContrast
 from collimate_audio.exhibits import show_sound
 from collimate_audio.filter_bank import FilterBank
@@ -17,6 +18,8 @@ from collimate_audio.masked_patches import (
 )
 from collimate_audio.pretraining import BeatsDistillation, BeatsPretraining
 from collimate_audio.quantizer import EMAQuantizer, Quantized
+from collimate_audio.speech_encoder import SpeechTransformer
+from collimate_audio.speech_text import SiameseSpeechText
 from collimate_audio.tokenizers import AcousticTokenizer, BeatsTokenizer, Estimator, RandomTokenizer, distillation_loss
 from collimate_audio.trained import trained_encoder, trained_head, trained_tokenizer
 
@@ -29,6 +32,7 @@ __all__ = [
     "BeatsHead",
     "BeatsPretraining",
     "BeatsTokenizer",
+    "CharacterTokenizer",
     "EMAQuantizer",
     "Estimator",
     "FilterBank",
@@ -40,9 +44,11 @@ __all__ = [
     "PairContrast",
     "Quantized",
     "RandomTokenizer",
+    "SiameseSpeechText",
     "SigmoidContrast",
     "SoundAugmentation",
     "SpectrogramMasks",
+    "SpeechTransformer",
     "VisiblePatches",
     "distillation_loss",
     "hide_patches",
