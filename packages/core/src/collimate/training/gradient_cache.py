@@ -44,7 +44,7 @@ def embed_in_chunks(
     """
 
     def contexts() -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
-        return contextlib.nullcontext(), _running_averages_held(module)
+        return contextlib.nullcontext(), _RunningAveragesHeld(module)
 
     parts = []
     for chunk, size in split(batch, chunk_size):
@@ -78,17 +78,22 @@ def batch_size(batch: Batch) -> int:
     return next(len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim > 0)
 
 
-@contextlib.contextmanager
-def _running_averages_held(module: nn.Module) -> Iterator[None]:
-    norms = [norm for norm in module.modules() if isinstance(norm, _NormBase) and norm.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
-    counts = [None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone() for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum, count in zip(norms, momenta, counts, strict=True):
+class _RunningAveragesHeld:
+    """While open, batch norms keep their running averages. Opened once for each backward pass through a chunk."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.norms = [norm for norm in module.modules() if isinstance(norm, _NormBase) and norm.track_running_stats]
+
+    def __enter__(self) -> None:
+        self.momenta = [norm.momentum for norm in self.norms]
+        self.counts = [
+            None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone() for norm in self.norms
+        ]
+        for norm in self.norms:
+            norm.momentum = 0.0
+
+    def __exit__(self, *_: object) -> None:
+        for norm, momentum, count in zip(self.norms, self.momenta, self.counts, strict=True):
             norm.momentum = momentum
             if count is not None:
                 norm.num_batches_tracked.copy_(count)  # type: ignore[union-attr]

@@ -31,6 +31,7 @@ from collimate.data.regions import RegionChoice
 from collimate.encoding import Encoding
 from collimate.processing import Processor
 from collimate.training.gradient_cache import batch_size, embed_in_chunks
+from collimate.training.harmonization import Harmonization
 from collimate.training.optimization import Optimization
 from collimate.training.sharding import shard
 
@@ -57,6 +58,7 @@ class Method(LightningModule, Configurable):
             exponentiation; they do not fall below 1 either. None holds them nowhere.
         optimization: optimizer, groups, schedule and loss weights.
         gradient_cache: samples a chunk, or None; set by the `GradientCache` callback.
+        harmonization: what becomes of losses whose gradients are at odds, or None; set by the `Harmonize` callback.
         statistics: numbers of the latest batch that `losses` leaves for the step log, by name; `group/name` where
             several belong together.
     """
@@ -75,6 +77,7 @@ class Method(LightningModule, Configurable):
         self.processors: dict[str, Processor] = {}
         self.optimization = Optimization()
         self.gradient_cache: int | None = None
+        self.harmonization: Harmonization | None = None
         self.statistics: dict[str, Tensor] = {}
 
     # What a method states ---------------------------------------------------------------------------------
@@ -170,9 +173,13 @@ class Method(LightningModule, Configurable):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         embeddings = self._embeddings(batch)
-        terms = self._terms(embeddings, batch)
+        if self.harmonization is not None:
+            loss, terms = self.harmonization.loss(self, embeddings, batch)
+        else:
+            terms = self._terms(embeddings, batch)
+            loss = self.total_loss(terms)
         # Callbacks read terms and embeddings from here: the step log, the non-finite guard.
-        return {"loss": self.total_loss(terms), "terms": terms, "embeddings": embeddings}
+        return {"loss": loss, "terms": terms, "embeddings": embeddings}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         embeddings = self._embeddings(batch)

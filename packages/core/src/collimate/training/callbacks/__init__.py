@@ -7,12 +7,13 @@ from collimate.training.callbacks.progress import StepProgress
 from collimate.training.callbacks.split_norms import SplitNorms
 from collimate.training.callbacks.step_log import StepLog
 from collimate.training.callbacks.stopping import GracefulStop
-from collimate.training.callbacks.switches import CompileEncoders, GradientCache
+from collimate.training.callbacks.switches import CompileEncoders, GradientCache, Harmonize
 
 __all__ = [
     "CompileEncoders",
     "GracefulStop",
     "GradientCache",
+    "Harmonize",
     "InputSpeed",
     "NonFiniteError",
     "NonFiniteGuard",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from collimate.encoders import Encoder
+from collimate.training.harmonization import Harmonization
 from collimate.training.method import Method
 
 
@@ -29,6 +33,40 @@ class GradientCache(Callback):
                 "gradient cache cannot cut its batches into chunks."
             )
         pl_module.gradient_cache = self.chunk_size
+
+
+class Harmonize(Callback):
+    """Realigns the gradients of losses that are at odds (see `collimate.training.harmonization`).
+
+    Cosines and shares of conflicts stand in the step log and in the run's report, as `conflict/...`.
+
+    Args:
+        harmonization: which losses, between which gradients, by which rule.
+    """
+
+    def __init__(self, harmonization: Harmonization) -> None:
+        self.harmonization = harmonization
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not isinstance(pl_module, Method):
+            raise TypeError(f"Harmonization needs a Method, not {type(pl_module).__name__}.")
+        if type(pl_module).loss_terms is not Method.loss_terms:
+            raise TypeError(
+                f"{type(pl_module).__name__} does not split its step into embed (per sample) and losses, between which "
+                "gradients are harmonized."
+            )
+        if isinstance(trainer.strategy, ModelParallelStrategy) and self.harmonization.granularity != "feature":
+            raise ValueError("With sharded parameters, gradients are harmonized by feature: granularity: feature.")
+        pl_module.harmonization = self.harmonization
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        pl_module.harmonization = None  # type: ignore[assignment]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"targets": self.harmonization.vac.targets}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.harmonization.vac.targets = state_dict["targets"]
 
 
 class CompileEncoders(Callback):
