@@ -1,7 +1,7 @@
 """Sound from files, bytes and arrays: mono float32 in [-1, 1], with its sampling rate.
 
-soundfile reads WAV, FLAC, OGG and MP3 without system packages; what it refuses, such as the sound of a container, goes
-to torchcodec where that is installed.
+soundfile reads WAV, FLAC, OGG and MP3; what it refuses, such as the sound of a video, goes to PyAV where that is
+installed. Neither needs system packages. What counts is a file's content, not its name.
 
 Shape legend: N samples, C channels.
 """
@@ -19,12 +19,15 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from collimate.data.decoding import register_modality
+from collimate.data.decoding import Undecodable, register_modality
 
 SOUNDS = ("flac", "wav", "ogg", "mp3")
 """Under which keys of a sample sound may lie."""
 
-register_modality("audio", *SOUNDS)
+CONTAINERS = ("opus", "m4a", "mp4", "webm", "mkv")
+"""The same, where it may lie beside pictures, or in a file that soundfile may refuse."""
+
+register_modality("audio", *SOUNDS, *CONTAINERS)
 
 
 def read_sound(raw: Any, rate: int) -> tuple[Float[Tensor, " N"], int]:
@@ -72,33 +75,46 @@ def mono(waveform: Shaped[Tensor, "*C N"]) -> Float[Tensor, " N"]:
 
 
 def _read_file(raw: bytes | str | PathLike[str], name: str) -> tuple[Tensor, int]:
+    if raw == b"":
+        raise Undecodable("empty file", name)
     try:
-        with soundfile.SoundFile(io.BytesIO(raw) if isinstance(raw, bytes) else fspath(raw)) as file:
-            promised, rate = file.frames, file.samplerate
-            found = file.read(dtype="float32", always_2d=True)
+        file = soundfile.SoundFile(io.BytesIO(raw) if isinstance(raw, bytes) else fspath(raw))
     except soundfile.LibsndfileError as error:
         if not isinstance(raw, bytes) and not Path(raw).exists():
             raise FileNotFoundError(f"There is no sound file {name}.") from None
-        return _decode(raw, name, error)
-    if len(found) < promised:
-        raise ValueError(f"{name}: truncated: {len(found)} of {promised} samples. Copy or download it again.")
-    return torch.from_numpy(found.T), rate
+        return _read_container(raw, name, error)
+    with file:
+        try:
+            found = file.read(dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise ValueError(f"{name}: truncated or damaged ({error}). Copy or download it again.") from error
+        if len(found) < file.frames:
+            raise ValueError(f"{name}: truncated: {len(found)} of {file.frames} samples. Copy or download it again.")
+        return torch.from_numpy(found.T), file.samplerate
 
 
-def _decode(raw: bytes | str | PathLike[str], name: str, refusal: Exception) -> tuple[Tensor, int]:
-    """By torchcodec, where it is installed and finds the libraries of FFmpeg."""
+def _read_container(raw: bytes | str | PathLike[str], name: str, refusal: Exception) -> tuple[Tensor, int]:
+    """The first track of sound in what soundfile refuses, by PyAV, where that is installed."""
     try:
-        from torchcodec.decoders import AudioDecoder  # type: ignore[import-not-found]
-    except (ImportError, RuntimeError, OSError):
+        import av
+        from av.error import FFmpegError
+    except ImportError:
         raise ValueError(
-            f"{name}: soundfile cannot read it ({refusal}). It is damaged, or of a kind that needs torchcodec and "
-            "FFmpeg: install these, or convert it to WAV or FLAC."
+            f"{name}: soundfile cannot read it ({refusal}). It is damaged, or of a kind that needs PyAV: install `av`, "
+            "or convert it to WAV or FLAC."
         ) from refusal
     try:
-        samples = AudioDecoder(raw if isinstance(raw, bytes) else fspath(raw)).get_all_samples()
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{name}: damaged, or no sound ({refusal} {error}).") from error
-    return samples.data, samples.sample_rate
+        with av.open(io.BytesIO(raw) if isinstance(raw, bytes) else fspath(raw), "r") as container:
+            if not container.streams.audio:
+                raise Undecodable("no sound in the file", f"{name} has {len(container.streams)} tracks of other things")
+            track = container.streams.audio[0]
+            planes = av.AudioResampler(format="fltp", layout=track.layout, rate=track.rate)
+            frames = [each for frame in container.decode(track) for each in planes.resample(frame)]
+            frames += planes.resample(None)
+    except FFmpegError as error:
+        raise ValueError(f"{name}: damaged, or no sound (soundfile: {refusal} PyAV: {error})") from error
+    parts = [torch.from_numpy(frame.to_ndarray()) for frame in frames if frame.samples]
+    return torch.cat(parts, 1) if parts else torch.zeros(1, 0), track.rate
 
 
 def _checked(sound: Float[Tensor, " N"], name: str) -> Float[Tensor, " N"]:
