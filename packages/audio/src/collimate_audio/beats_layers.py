@@ -14,7 +14,7 @@ distances (those of T5, Raffel et al. 2020, arXiv 1910.10683):
 
 Departures, none in the numbers:
 - The released code divides scores by 32 and multiplies them back before the softmax, to keep half precision in range;
-  here the fused kernels see to that.
+  here no score is ever of half precision.
 - A row that is padding throughout attends to its padding, where the released code gives NaN.
 
 Shape legend: B clips, L tokens, H heads, d width of a head, D width, K kernel.
@@ -30,8 +30,9 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
-from torch.nn.functional import gelu, relu, scaled_dot_product_attention, silu
-from torch.utils.checkpoint import checkpoint
+from torch.nn.functional import gelu, relu, silu
+
+from collimate_audio.relative_attention import relative_attention
 
 INITIAL_STD = 0.02  # microsoft/unilm, beats/backbone.py, init_bert_params
 GATES = 2  # a and b
@@ -241,35 +242,12 @@ class _Attention(nn.Module):
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         gate = self._gate(query) if self.gated else None
-        arguments = (query, key, value, gate, bias, mask, self.dropout if self.training else 0.0)
-        if torch.is_grad_enabled() and (bias is not None or mask is not None):
-            attended = checkpoint(
-                _attend, *arguments, use_reentrant=False
-            )  # the gated bias is larger than all the rest
-        else:
-            attended = _attend(*arguments)
-        return self.out_proj(attended.transpose(1, 2).flatten(2))  # type: ignore[union-attr]
+        attended = relative_attention(query, key, value, gate, bias, mask, self.dropout if self.training else 0.0)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
 
     def _gate(self, query: Float[Tensor, "B H L d"]) -> Float[Tensor, "B H L 1"]:
         a, b = self.grep_linear(query).unflatten(-1, (GATES, GATE_INPUTS)).sum(-1).sigmoid().split(1, -1)
         return a * (b * self.grep_a - 1) + 2
-
-
-def _attend(
-    query: Float[Tensor, "B H L d"],
-    key: Float[Tensor, "B H L d"],
-    value: Float[Tensor, "B H L d"],
-    gate: Float[Tensor, "B H L 1"] | None,
-    bias: Float[Tensor, "*B H L L"] | None,
-    mask: Bool[Tensor, "B L"] | None,
-    dropout: float,
-) -> Float[Tensor, "B H L d"]:
-    added = bias if bias is None or gate is None else gate * bias
-    if mask is not None:
-        added = query.new_zeros(()) if added is None else added
-        added = torch.where(mask[:, None, None, :], added, torch.finfo(query.dtype).min)
-    added = None if added is None else added.to(query.dtype)
-    return scaled_dot_product_attention(query, key, value, added, dropout)
 
 
 class _GatedLinear(nn.Module):

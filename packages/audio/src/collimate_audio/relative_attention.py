@@ -1,0 +1,189 @@
+"""Attention with a relative bias that each query may scale, without ever holding all scores.
+
+    score_ij = q_i . k_j / sqrt(d) + g_i r_ij,    P = softmax(score),    o = P v
+
+g differs by clip, head and query, and r by head, so that g r is as large as the scores. On a CPU, forward and backward
+go block by block through queries, and a block's scores are made where they are needed, in a core's cache; with ∘ the
+product by elements,
+
+    dS = P ∘ (do v' - (do . o)),    dq = dS k / sqrt(d),    dk = dS' q / sqrt(d),    dg_i = dS_i . r_i,    dr = g dS
+
+summed over the clips for r. Elsewhere torch's fused kernel is given g r, which backward makes anew.
+
+Shape legend: B clips, H heads, L tokens, d width of a head, R queries of a block.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
+
+from collimate.kernels.threads import for_each
+
+BLOCK = 256  # ours: R; with 496 keys a block's scores take 0.5 MiB in float32
+
+
+def relative_attention(
+    query: Float[Tensor, "B H L d"],
+    key: Float[Tensor, "B H L d"],
+    value: Float[Tensor, "B H L d"],
+    gate: Float[Tensor, "B H L 1"] | None = None,
+    bias: Float[Tensor, "*B H L L"] | None = None,
+    mask: Bool[Tensor, "B L"] | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "B H L d"]:
+    """o, in the dtype of the query; the softmax is of float32, or of float64 for float64.
+
+    Args:
+        gate: g; 1 unless given. It scales the bias.
+        bias: r, of all clips or of each; 0 unless given.
+        mask: True where a key is real. A clip without any attends to all of its keys alike.
+        dropout: the probability with which a weight is dropped.
+    """
+    arguments = (query, key, value, gate, bias, mask)
+    if bias is None and mask is None:
+        return scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+    if not torch.is_grad_enabled():
+        return _fused(*arguments, dropout)
+    if dropout or query.device.type != "cpu":
+        return checkpoint(_fused, *arguments, dropout, use_reentrant=False)  # type: ignore[return-value]
+    return _RelativeAttention.apply(*arguments)  # type: ignore[return-value]
+
+
+def _fused(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    gate: Tensor | None,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "B H L d"]:
+    added = bias if bias is None or gate is None else gate * bias
+    if mask is not None:
+        added = query.new_zeros(()) if added is None else added
+        added = torch.where(mask[:, None, None, :], added, torch.finfo(query.dtype).min)
+    added = None if added is None else added.to(query.dtype)
+    return scaled_dot_product_attention(query, key, value, added, dropout)
+
+
+class _RelativeAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, gate: Any, bias: Any, mask: Any) -> Tensor:
+        found = torch.empty_like(query)
+        clips, heads, length, _ = query.shape
+
+        def visit(head: int) -> None:
+            for clip in range(clips):
+                inputs = _inputs(clip, head, query, key, value, gate, bias, mask)
+                for rows in _blocks(length):
+                    found[clip, head, rows] = inputs.probabilities(rows) @ inputs.value
+
+        with torch.autocast(query.device.type, enabled=False):
+            for_each(visit, range(heads), query.device)
+        ctx.save_for_backward(query, key, value, gate, bias, mask, found)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, gate, bias, mask, found = ctx.saved_tensors
+        (gradient,) = gradients
+        sums = [
+            torch.zeros_like(tensor, dtype=_exact(tensor)) if learns else None
+            for tensor, learns in zip((query, key, value, gate, bias), ctx.needs_input_grad[:5], strict=True)
+        ]
+
+        def visit(head: int) -> None:
+            for clip in range(len(query)):
+                inputs = _inputs(clip, head, query, key, value, gate, bias, mask)
+                upper = gradient[clip, head].to(inputs.query.dtype)
+                whole = (upper * found[clip, head]).sum(1, keepdim=True)
+                _backward(inputs, upper, whole, _Gradients(*(_place(each, clip, head) for each in sums)))
+
+        for_each(visit, range(query.shape[1]), query.device)  # a head's bias has one thread that adds to it
+        given = query, key, value, gate, bias
+        return *(None if each is None else each.to(like.dtype) for each, like in zip(sums, given, strict=True)), None
+
+
+class _Inputs(NamedTuple):
+    """What a head has of a clip; in float32 or float64."""
+
+    query: Float[Tensor, "L d"]
+    key: Float[Tensor, "L d"]
+    value: Float[Tensor, "L d"]
+    gate: Float[Tensor, "L 1"] | None
+    bias: Float[Tensor, "L L"] | None
+    hidden: Bool[Tensor, " L"] | None
+
+    @property
+    def scale(self) -> float:
+        return 1 / math.sqrt(self.query.shape[1])
+
+    def probabilities(self, rows: slice) -> Float[Tensor, "R L"]:
+        """P of some queries."""
+        if self.bias is None:
+            scores = torch.mm(self.query[rows], self.key.mT).mul_(self.scale)
+        else:
+            added = self.bias[rows] if self.gate is None else self.gate[rows] * self.bias[rows]
+            scores = torch.addmm(added, self.query[rows], self.key.mT, alpha=self.scale)
+        if self.hidden is not None:
+            scores.masked_fill_(self.hidden, torch.finfo(scores.dtype).min)
+        return scores.softmax(1)
+
+
+class _Gradients(NamedTuple):
+    """Where the gradients of a head's inputs are added up; None for what does not learn."""
+
+    query: Tensor | None
+    key: Tensor | None
+    value: Tensor | None
+    gate: Tensor | None
+    bias: Tensor | None
+
+
+def _inputs(
+    clip: int, head: int, query: Tensor, key: Tensor, value: Tensor, gate: Any, bias: Any, mask: Any
+) -> _Inputs:
+    dtype = _exact(query)
+    found = [_place(tensor, clip, head) for tensor in (query, key, value, gate, bias)]
+    hidden = None if mask is None else ~mask[clip]
+    return _Inputs(*(None if tensor is None else tensor.to(dtype) for tensor in found), hidden)  # type: ignore[arg-type]
+
+
+def _exact(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _place(tensor: Tensor | None, clip: int, head: int) -> Tensor | None:
+    """What belongs to a head of a clip; a bias may be of all clips."""
+    if tensor is None:
+        return None
+    return tensor[head] if tensor.ndim == 3 else tensor[clip, head]
+
+
+def _backward(inputs: _Inputs, upper: Float[Tensor, "L d"], whole: Float[Tensor, "L 1"], into: _Gradients) -> None:
+    for rows in _blocks(len(upper)):
+        weights = inputs.probabilities(rows)
+        if into.value is not None:
+            into.value.addmm_(weights.mT, upper[rows])
+        scores = torch.addmm(-whole[rows], upper[rows], inputs.value.mT).mul_(weights)
+        if into.query is not None:
+            into.query[rows] = inputs.scale * (scores @ inputs.key)
+        if into.key is not None:
+            into.key.addmm_(scores.mT, inputs.query[rows], alpha=inputs.scale)
+        if into.gate is not None and inputs.bias is not None:
+            into.gate[rows] = torch.mul(scores, inputs.bias[rows], out=weights).sum(1, keepdim=True)
+        if into.bias is not None:
+            into.bias[rows] += scores if inputs.gate is None else scores.mul_(inputs.gate[rows])
+
+
+def _blocks(length: int) -> list[slice]:
+    return [slice(first, first + BLOCK) for first in range(0, length, BLOCK)]
