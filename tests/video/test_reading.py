@@ -10,10 +10,12 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from collimate.data import Preparation
 from collimate.data.decoding import Undecodable, decode, extensions_of, value_of
 from collimate.data.source import CorruptSample
+from collimate.processing import ImageProcessor
 from collimate_video import DecodedVideo, Framing, Video, VideoProcessor, open_video, reading
 from collimate_video.reading import VIDEOS
 
@@ -263,7 +265,7 @@ def test_times_that_are_none(times):
 
 
 def test_videos_are_decoded_as_samples():
-    assert extensions_of("video") == VIDEOS
+    assert extensions_of("video")[: len(VIDEOS)] == VIDEOS
     sample = {"__key__": "7", "mp4": film(8), "txt": "numbers"}
     opened = value_of(sample, VIDEOS)
     assert isinstance(opened, Video)
@@ -272,6 +274,17 @@ def test_videos_are_decoded_as_samples():
     assert row["video"].dtype == torch.uint8
     again = Preparation({"video": VideoProcessor(4)}, also=["id"])({**sample, "__key__": "8"})
     assert row["id"] == again["id"]
+
+
+def test_pictures_are_videos_that_stand_still():
+    picture = Image.fromarray(numbered(5))
+    clip = VideoProcessor(3, ImageProcessor(32, resize="squash"))(picture)
+    assert [number_of(frame.numpy()) for frame in clip] == [5, 5, 5]
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    prepared = Preparation({"video": VideoProcessor(3, ImageProcessor(32, resize="squash"))})
+    for value in (file.getvalue(), numbered(5)):
+        assert torch.equal(prepared({"__key__": "0", "png": value})["video"], clip)
 
 
 def test_a_damaged_video_is_a_corrupt_sample():

@@ -4,7 +4,7 @@ from collimate.app import App, Verb
 
 APP = App(
     name="video",
-    summary="video and text: clips, TimeSformer",
+    summary="video and text: ALPRO",
     package="collimate_video_app",
     demo="alpro_demo",
     verbs={

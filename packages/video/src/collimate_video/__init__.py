@@ -1,6 +1,8 @@
 """Video methods: ALPRO, VATT with gradient harmonization, multigrid schedules."""
 
+from collimate_video.alpro import ALPRO
 from collimate_video.augmentation import ClipRandAugment, VideoAugmentation
+from collimate_video.frame_encoder import FrameEncoder
 from collimate_video.processor import VideoProcessor
 from collimate_video.reading import DecodedVideo, Frames, Framing, Video, open_video
 from collimate_video.sampling import Draws, HalfDraws, Sampler, SegmentCentres, SegmentDraws, SegmentStarts, Window
@@ -8,9 +10,11 @@ from collimate_video.timesformer import TimeSformer, pooled_over_time
 from collimate_video.transcoding import encode
 
 __all__ = [
+    "ALPRO",
     "ClipRandAugment",
     "DecodedVideo",
     "Draws",
+    "FrameEncoder",
     "Frames",
     "Framing",
     "HalfDraws",

@@ -29,13 +29,14 @@ from av.error import FileNotFoundError as NoSuchFile
 from av.stream import Disposition
 from av.video.reformatter import Interpolation
 from jaxtyping import Float32, Float64, UInt8
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from collimate.data.decoding import MAX_PIXELS, Undecodable, register_decoder, register_modality
+from collimate.data.decoding import IMAGES, MAX_PIXELS, Undecodable, register_decoder, register_modality
 
 VIDEOS = ("mp4", "webm", "mkv", "mov", "avi", "mpg")
-"""Under which keys of a sample a video may lie."""
+"""Under which keys of a sample a video may lie; where there is none, a picture stands in for one frame."""
 
 ARRAY_RATE = 10.0  # ours, as in the world: frames a second of an array that comes without a rate
 MISSING_SECONDS, MISSING_SHARE = 0.25, 0.05  # ours: an end so much before the promised one is no rounding
@@ -45,7 +46,8 @@ PREROLL = 0.2  # seconds of sound decoded before the wanted ones, because codecs
 _SCALERS = {"bicubic": Interpolation.BICUBIC, "bilinear": Interpolation.BILINEAR, "nearest": Interpolation.POINT}
 
 RawVideo = Any
-"""A `Frames`, bytes of a file, its path, an array (T, H, W, 3) of bytes, or an array and its frames a second."""
+"""A `Frames`, bytes of a file, its path, an array (T, H, W, 3) of bytes, an array and its frames a second, or a picture
+of Pillow, which is a video of one frame."""
 
 
 class Framing(NamedTuple):
@@ -96,10 +98,12 @@ def open_video(raw: RawVideo) -> Frames:
     """
     if isinstance(raw, bytes | str | PathLike):
         return Video(raw)
-    if isinstance(raw, np.ndarray):
-        return DecodedVideo(raw)
+    if isinstance(raw, np.ndarray):  # one picture, or several
+        return DecodedVideo(raw if raw.ndim != 3 else raw[None])
     if isinstance(raw, tuple) and len(raw) == 2:
         return DecodedVideo(*raw)
+    if isinstance(raw, Image.Image):
+        return DecodedVideo(np.asarray(raw.convert("RGB"))[None])
     if hasattr(raw, "edges") and hasattr(raw, "frames"):
         return cast(Frames, raw)
     raise TypeError(f"Expected a video: bytes, a path, or an array (T, H, W, 3) of bytes; got a {type(raw).__name__}.")
@@ -228,7 +232,7 @@ def shown_at(edges: Float64[np.ndarray, " N+1"], times: Sequence[float]) -> list
 
 
 register_decoder(decode_video, *VIDEOS)
-register_modality("video", *VIDEOS)
+register_modality("video", *VIDEOS, *IMAGES)  # ALPRO trains on pictures as videos that stand still
 
 
 # The file -------------------------------------------------------------------------------------------------------
