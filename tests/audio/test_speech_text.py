@@ -16,7 +16,7 @@ from collimate.losses.transport import ctc_losses, sinkhorn_divergences
 from collimate.processing import ClipTokenizer
 from collimate.testing import assert_cached_equals_full, run_on_ranks
 from collimate.training import Optimization
-from collimate_audio import CharacterTokenizer, FilterBank, SiameseSpeechText, SpeechTransformer
+from collimate_audio import CharacterTokenizer, FilterBank, SiameseSpeechText, SpeechTransformer, TranscriptTransformer
 
 RATE, LETTERS = 16_000, "abcde "
 WORDS = ("abba", "bead", "cab", "dad", "ace", "decade")
@@ -52,9 +52,7 @@ def siamese(**given):
     torch.manual_seed(0)
     parts = {
         "audio_encoder": SpeechTransformer(32, 1, 2, 64, mel_bands=40, channels=32, dropout=0.0),
-        "text_encoder": OpenClipTextEncoder(
-            width=32, heads=2, layers=1, context_length=16, vocab_size=10, no_causal_mask=True, pool_type="last"
-        ),
+        "text_encoder": TranscriptTransformer(8, 32, 1, 2, 64, dropout=0.0),
         "audio_processor": FilterBank(0.7, mel_bands=40),
         "tokenizer": CharacterTokenizer(16, LETTERS),
     }
@@ -104,6 +102,9 @@ def test_a_clips_states_do_not_depend_on_its_company(batch):
     real = together.tokens[2][together.token_mask[2]]
     torch.testing.assert_close(real, alone.tokens[0][alone.token_mask[0]], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(real, longer.tokens[0][longer.token_mask[0]], rtol=1e-4, atol=1e-4)
+    short, long = (siamese(tokenizer=CharacterTokenizer(size, LETTERS)).encode("text", ["cab"]) for size in (5, 16))
+    torch.testing.assert_close(long.tokens[:, :4], short.tokens[:, :4], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(long.pooled, short.pooled, rtol=1e-5, atol=1e-5)
     frames = method.processors["audio"].mask(batch["audio"])[2].sum()
     assert together.token_mask[2].sum() == -(-frames // 4)
 

@@ -18,7 +18,7 @@ from collimate_audio.masked_patches import (
 )
 from collimate_audio.pretraining import BeatsDistillation, BeatsPretraining
 from collimate_audio.quantizer import EMAQuantizer, Quantized
-from collimate_audio.speech_encoder import SpeechTransformer
+from collimate_audio.speech_encoder import SpeechTransformer, TranscriptTransformer
 from collimate_audio.speech_text import SiameseSpeechText
 from collimate_audio.tokenizers import AcousticTokenizer, BeatsTokenizer, Estimator, RandomTokenizer, distillation_loss
 from collimate_audio.trained import trained_encoder, trained_head, trained_tokenizer
@@ -49,6 +49,7 @@ __all__ = [
     "SoundAugmentation",
     "SpectrogramMasks",
     "SpeechTransformer",
+    "TranscriptTransformer",
     "VisiblePatches",
     "distillation_loss",
     "hide_patches",

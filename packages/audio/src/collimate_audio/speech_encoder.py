@@ -1,11 +1,12 @@
-"""The speech encoder of Le et al. 2023 (arXiv 2301.11716): two strided convolutions, then a transformer.
+"""The two encoders of Le et al. 2023 (arXiv 2301.11716): of speech and of its transcripts.
 
-formiel/fairseq, examples/speech_text_siamese, and the s2t_transformer of fairseq that it builds on: each convolution
-(kernel 5, stride 2) is gated (GLU); the states, times √D, get sinusoidal positions; the layers are pre-norm.
+formiel/fairseq, examples/speech_text_siamese, and the s2t_transformer of fairseq that it builds on: the states, those
+of speech after two gated convolutions (kernel 5, stride 2, GLU), times √D, get sinusoidal positions and pass pre-norm
+layers.
 
 Departure: padding is zeroed before each convolution, so that a clip's states do not depend on what it is batched with.
 
-Shape legend: B clips, F frames, M mel bands, L = ⌈F / 4⌉ tokens, D width.
+Shape legend: B clips or texts, F frames, M mel bands, L tokens, of speech ⌈F / 4⌉, D width.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import glu
 
 from collimate.encoders import Encoder
-from collimate.encoders.base import waves
+from collimate.encoders.base import strides, waves
 from collimate.encoding import Encoding
 from collimate_audio.beats import masked_mean
 
@@ -57,8 +58,7 @@ class SpeechTransformer(Encoder):
             for before, after in ((mel_bands, channels), (channels // 2, 2 * width))
         )
         self.dropout = nn.Dropout(dropout)
-        layer = nn.TransformerEncoderLayer(width, heads, hidden, dropout, batch_first=True, norm_first=True)
-        self.layers = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.layers = _pre_norm(width, layers, heads, hidden, dropout)
 
     def forward(self, inputs: Float[Tensor, "B F M"], mask: Bool[Tensor, "B F"] | None = None) -> Encoding:
         states = inputs.mT
@@ -74,6 +74,51 @@ class SpeechTransformer(Encoder):
 
     def example(self) -> Float[Tensor, "B F M"]:
         return waves(2, 40, self.mel_bands)
+
+
+class TranscriptTransformer(Encoder):
+    """The units of a transcript to a token each; `pooled` is the mean of those that are real.
+
+    The defaults are the medium size of the paper, but for the number of units.
+
+    Args:
+        vocab_size: ids lie below it.
+        width: D.
+        layers: of the transformer.
+        heads: attention heads.
+        hidden: width of the MLPs.
+        dropout: of sub-layers, attention and what enters the layers, in training.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        width: int = 512,
+        layers: int = 6,
+        heads: int = 8,
+        hidden: int = 2048,
+        dropout: float = 0.15,
+    ) -> None:
+        super().__init__()
+        self.width, self.vocab_size = width, vocab_size
+        self.embedding = nn.Embedding(vocab_size, width)
+        nn.init.normal_(self.embedding.weight, std=width**-0.5)  # fairseq, for embeddings that are multiplied by √D
+        self.dropout = nn.Dropout(dropout)
+        self.layers = _pre_norm(width, layers, heads, hidden, dropout)
+
+    def forward(self, inputs: Int64[Tensor, "B L"], mask: Bool[Tensor, "B L"] | None = None) -> Encoding:
+        tokens = math.sqrt(self.width) * self.embedding(inputs)
+        tokens = self.dropout(tokens + sinusoids(tokens.shape[1], self.width, tokens))
+        tokens = self.layers(tokens, src_key_padding_mask=None if mask is None else ~mask)
+        return Encoding(masked_mean(tokens, mask), tokens, mask)
+
+    def example(self) -> Int64[Tensor, "B L"]:
+        return strides(2, 12, below=self.vocab_size)
+
+
+def _pre_norm(width: int, layers: int, heads: int, hidden: int, dropout: float) -> nn.Module:
+    layer = nn.TransformerEncoderLayer(width, heads, hidden, dropout, batch_first=True, norm_first=True)
+    return nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
 
 
 def sinusoids(length: int, width: int, like: Tensor) -> Float[Tensor, "length width"]:
