@@ -79,14 +79,13 @@ class SiameseSpeechText(Method):
         super().__init__()
         self.processors = {"audio": audio_processor, "text": tokenizer}
         self.encoders = nn.ModuleDict({"audio": audio_encoder, "text": text_encoder})
-        text_projection = text_projection or NoProjection(text_encoder.width)
-        if audio_projection is None and audio_encoder.width == text_projection.dim:
-            audio_projection = NoProjection(audio_encoder.width)
-        self.projections = projections_for(
-            self.encoders, text_projection.dim, audio=audio_projection, text=text_projection
-        )
+        text_space: Projection = text_projection or NoProjection(text_encoder.width)
+        width = text_space.dim
+        if audio_projection is None and audio_encoder.width == width:
+            audio_projection = NoProjection(width)
+        self.projections = projections_for(self.encoders, width, audio=audio_projection, text=text_space)
         self.tokenizer, self.blank = tokenizer, tokenizer.vocab_size
-        self.head = nn.Linear(text_projection.dim, tokenizer.vocab_size + 1)
+        self.head = nn.Linear(width, tokenizer.vocab_size + 1)
         self.transport: dict[str, Any] = {
             "position_weight": position_weight,
             "blur": blur,
