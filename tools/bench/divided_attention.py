@@ -1,6 +1,6 @@
 """Training TimeSformer: attention that keeps no score matrix, against the plain softmax form.
 
-    uv run python -m tools.bench.divided_attention                    # ViT-B's width, 8 frames of 224 pixels
+    uv run python -m tools.bench.divided_attention                    # a block of ViT-B's width, 224 and 448 pixels
     uv run python -m tools.bench.divided_attention --device cuda --layers 12 --batch 8
 
 "plain" is the same encoder with attention as formulas write it: the scores of each sequence, their softmax, and the
@@ -37,12 +37,12 @@ class PlainAttention(SequenceAttention):
         return self.proj((weights @ value).transpose(1, 2).flatten(2)).unflatten(0, tokens.shape[:2])
 
 
-def contenders(layers: int, frames: int, device: str) -> dict[str, TimeSformer]:
+def contenders(layers: int, frames: int, side: int, device: str) -> dict[str, TimeSformer]:
     torch.manual_seed(0)
-    fused = TimeSformer(layers=layers, frames=frames, drop_path=0.0).to(device)
+    fused = TimeSformer(layers=layers, frames=frames, image_size=side, drop_path=0.0).to(device)
     for block in fused.blocks:
         torch.nn.init.trunc_normal_(block.temporal_fc.weight, std=0.02)  # zero at the start: nothing would flow in time
-    plain = TimeSformer(layers=layers, frames=frames, drop_path=0.0).to(device)
+    plain = TimeSformer(layers=layers, frames=frames, image_size=side, drop_path=0.0).to(device)
     plain.load_state_dict(fused.state_dict())
     for block in plain.blocks:
         block.attn.__class__ = block.temporal_attn.__class__ = PlainAttention
@@ -75,9 +75,9 @@ def kept_bytes(encoder: TimeSformer, clips: Tensor) -> int:
     return sum(sizes.values())
 
 
-def compare(layers: int, frames: int, batch: int, device: str, repeats: int) -> dict:
-    encoders = contenders(layers, frames, device)
-    clips = torch.randn(batch, frames, 3, 224, 224, generator=torch.Generator().manual_seed(1)).to(device)
+def compare(layers: int, frames: int, side: int, batch: int, device: str, repeats: int) -> dict:
+    encoders = contenders(layers, frames, side, device)
+    clips = torch.randn(batch, frames, 3, side, side, generator=torch.Generator().manual_seed(1)).to(device)
     runs = {name: step(encoder, clips) for name, encoder in encoders.items()}
     for run in runs.values():
         run()
@@ -86,6 +86,7 @@ def compare(layers: int, frames: int, batch: int, device: str, repeats: int) -> 
     seconds = _harness.interleaved(runs, repeats)
     memory = {name: kept_bytes(encoder, clips) for name, encoder in encoders.items()}
     return {
+        "side": side,
         "frames": frames,
         "batch": batch,
         **{f"{name} s": value for name, value in seconds.items()},
@@ -98,16 +99,18 @@ def compare(layers: int, frames: int, batch: int, device: str, repeats: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--frames", type=int, nargs="+", default=[4, 8])
+    parser.add_argument("--layers", type=int, default=1)
+    parser.add_argument("--frames", type=int, default=4)
+    parser.add_argument("--sides", type=int, nargs="+", default=[224, 448])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     rows = [
-        compare(options.layers, frames, options.batch, options.device, options.repeats) for frames in options.frames
+        compare(options.layers, options.frames, side, options.batch, options.device, options.repeats)
+        for side in options.sides
     ]
     name = "divided_attention_cuda" if options.device != "cpu" else "divided_attention"
-    _harness.report(name, rows, layers=options.layers, side=224, width=768)
+    _harness.report(name, rows, layers=options.layers, width=768)
 
 
 if __name__ == "__main__":
