@@ -50,6 +50,8 @@ class DataModule(LightningDataModule):
         schedule: how size and shape of batches change in the run: a `MultigridSchedule` or a `PhaseSchedule`.
             `batch_size` is then that of the full shape. One virtual epoch is the whole run, so set
             `trainer.max_epochs` to 1, or `max_steps`.
+        bucket_batches: sort samples by their length within so many batches, and trim each batch to its longest sample;
+            for sounds and texts whose method takes any length. 0 for none.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class DataModule(LightningDataModule):
         prefetch: int = 2,
         start_method: str | None = None,
         schedule: BatchSchedule | None = None,
+        bucket_batches: int = 0,
     ) -> None:
         super().__init__()
         self.train, self.val, self.seed, self.balanced = train, val, seed, balanced
@@ -80,9 +83,10 @@ class DataModule(LightningDataModule):
         self.epoch_samples, self.val_batch_size, self.val_limit = epoch_samples, val_batch_size, val_limit
         self.augmentations, self.max_corrupt_rate, self.fields = augmentations, max_corrupt_rate, fields
         self.captions, self.regions = captions or {}, regions
-        self.schedule = schedule
+        self.schedule, self.bucket_batches = schedule, bucket_batches
         self._loader: TrainLoader | None = None
         self._plan: BatchPlan | None = None
+        self._place: dict[str, int] | None = None  # in the stream, of a checkpoint
 
     @property
     def processors(self) -> dict[str, Processor]:
@@ -176,8 +180,22 @@ class DataModule(LightningDataModule):
             prefetch=self.prefetch,
             start_method=self.start_method,
             plan=plan,
+            bucket_batches=self.bucket_batches,
         )
+        if self._place is not None:
+            self._loader.load_state_dict(self._place)
+            self._place = None
         return self._loader
+
+    def state_dict(self) -> dict[str, int]:
+        """The place in the stream.
+
+        Lightning keeps that of the loader too, but does not hand it to one that was made to count a run's steps.
+        """
+        return {} if self._loader is None else self._loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._place = state_dict or None
 
     def _laid(self, schedule: BatchSchedule, samples: int) -> BatchPlan:
         assert self.trainer is not None

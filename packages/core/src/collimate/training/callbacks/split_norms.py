@@ -50,5 +50,5 @@ class SplitNorms(Callback):
         return {name: norm.split_state() for name, norm in self._norms.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for name, norm in self._norms.items():
-            norm.load_split_state(state_dict[name])
+        for name, state in state_dict.items():
+            self._norms[name].load_split_state(state)
