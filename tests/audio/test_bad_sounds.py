@@ -195,3 +195,30 @@ def test_without_pyav_containers_say_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ValueError, match="install `av`"):
         FilterBank(0.3)(path)
+
+
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+INSTRUMENTS = "audio_instruments10/manifest.csv?columns={cls: label}"
+
+
+@pytest.mark.parametrize(
+    ("train", "names"),
+    [("audio_fsdd/train-{000000..000001}.tar", DIGITS), (f"{INSTRUMENTS}&split=train", INSTRUMENTS)],
+    ids=["digits", "instruments"],
+)
+def test_real_sounds_train(shared_data, train, names):
+    """Spoken digits at 8 kHz in shards, drawn in balance; instruments of 0.3 to 5 s in a table."""
+    torch.manual_seed(0)
+    labels = ClassLabels(f"{shared_data}/{names}" if isinstance(names, str) else names, exclusive=True)
+    assert len(labels) == 10
+    method = AudioClassifier(BEATs(**TINY), labels, FilterBank(0.5, mel_bands=32))
+    data = DataModule(
+        f"{shared_data}/{train}", augmentations={"audio": SoundAugmentation()}, batch_size=16, balanced=True
+    )
+    data.trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    data.trainer.strategy.connect(method)
+    loader = data.train_dataloader()
+    batch = next(loader)
+    assert not loader.corrupt
+    assert batch["labels"].sum(1).eq(1).all()
+    assert method.total_loss(method.loss_terms(batch)).isfinite()

@@ -22,6 +22,22 @@ def write_pictures(folder: Path, count: int = 40, side: int = 32) -> Path:
     return folder / "captions.jsonl"
 
 
+def write_sounds(folder: Path, count: int = 8, seconds: float = 1.0, rate: int = 16_000) -> Path:
+    """WAV files of noisy tones in two classes, and the table that names them; the table's path."""
+    import soundfile
+
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(0)
+    time = np.arange(round(seconds * rate)) / rate
+    with (folder / "sounds.jsonl").open("w") as table:
+        for index in range(count):
+            wave = 0.3 * np.sin(2 * np.pi * 300 * 3 ** (index % 2) * time) + 0.03 * generator.standard_normal(len(time))
+            soundfile.write(folder / f"{index}.wav", wave, rate)
+            row = {"file": f"{index}.wav", "cls": index % 2, "caption": f"a tone {('below', 'above')[index % 2]}"}
+            table.write(json.dumps(row) + "\n")
+    return folder / "sounds.jsonl"
+
+
 def tiny_recipe(train: Path | str, output: Path, steps: int, **sections: dict) -> dict:
     """A whole recipe; `sections` are merged into it."""
     recipe = {
