@@ -8,7 +8,11 @@ import soundfile
 import torch
 import torchaudio
 
+from collimate.data import open_source
 from collimate.data.decoding import extensions_of, naming, value_of
+from collimate.data.loading import TrainLoader
+from collimate.data.mixture import Mixture
+from collimate.data.preparation import TrainingPreparation
 from collimate.data.source import CorruptSample
 from collimate_audio import FilterBank
 from collimate_audio.filter_bank import MEAN, SCALE, STD, filter_bank
@@ -125,6 +129,25 @@ def test_padding_changes_no_frame():
     assert mask.sum(1).tolist() == [alone.shape[1], 98]
     torch.testing.assert_close(bank[0, mask[0]], (alone[0] - MEAN) / (2 * STD))
     assert bank.isfinite().all()
+
+
+def test_trimming_loses_no_frame_and_little_of_sorted_clips_is_padding():
+    processor = FilterBank(10.0)
+    batch = processor.batch([sound(0.6), sound(1.0)])
+    short = processor.trimmed(batch)
+    assert RATE <= short.shape[1] < RATE + 2560
+    mask = processor.mask(short)
+    assert torch.equal(mask.sum(1), processor.mask(batch).sum(1))
+    torch.testing.assert_close(processor.finish(short)[mask], processor.finish(batch)[processor.mask(batch)])
+    assert processor.trimmed(processor.batch([sound(11.0)])).shape == (1, 10 * RATE)
+
+    source = open_source("world-sound:train?seconds=1-10&length=400&rate=8000")
+    stream = TrainLoader(
+        Mixture([source]), TrainingPreparation({"audio": FilterBank(10.0, 8000)}), 8, bucket_batches=16
+    )
+    waveforms = [next(stream)["audio"] for _ in range(16)]
+    share = sum(int(each.isnan().sum()) for each in waveforms) / sum(each.numel() for each in waveforms)
+    assert share < 0.1
 
 
 def test_the_official_rule_is_another():

@@ -117,6 +117,12 @@ class FilterBank(Processor):
             return real_pieces(real, 1 + (batch.shape[1] - self.window) // self.shift)
         return real_windows(real, self.window, self.shift)
 
+    def trimmed(self, batch: Float[Tensor, "B N"]) -> Float[Tensor, "B n"]:
+        """Waveforms that end where the longest does, or up to a patch later: few lengths, and no patch is lost."""
+        longest = max(self.fewest, int((~batch.isnan()).any(0).sum()))
+        step = MIN_FRAMES * self.shift
+        return batch[:, : self.fewest + math.ceil((longest - self.fewest) / step) * step]
+
     def example(self) -> np.ndarray:
         time = np.arange(self.samples) / self.sample_rate
         return (0.5 * np.sin(2000 * time * (1 + time)) * np.cos(9 * time)).astype(np.float32)

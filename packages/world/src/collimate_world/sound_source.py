@@ -84,6 +84,10 @@ class SoundSource(Source):
         scene = self.scene(index)
         return Sound(scene, float(scene.generator(_LENGTHS).uniform(*self.seconds)), self.rate)
 
+    def size_of(self, index: int) -> float:
+        """The seconds of a clip, which is not made for it."""
+        return self.sound(index).seconds
+
     def read(self, index: int) -> Sample:
         if not 0 <= index < self.length:
             raise IndexError(f"{self.name} has {self.length} clips; there is no clip {index}.")

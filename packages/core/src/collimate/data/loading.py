@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from collimate import distributed
+from collimate.data.buckets import BucketedPositions, LengthBuckets, check_sizes
 from collimate.data.captions import CaptionChoice
 from collimate.data.mixture import Draw, Mixture
 from collimate.data.plan import BatchPlan, Shape
@@ -60,6 +61,8 @@ class TrainLoader:
         prefetch: batches that each worker prepares ahead.
         start_method: of the workers: fork, spawn or forkserver; the platform's unless given.
         plan: the size and shape of each batch, in the place of B and of the processors' own shapes.
+        bucket_batches: batches that are sorted by length together, and each trimmed to its longest sample; 0 for
+            none. See `collimate.data.buckets`.
 
     Attributes:
         consumed: positions of the stream that all ranks together have taken, or passed over.
@@ -79,7 +82,10 @@ class TrainLoader:
         prefetch: int = 2,
         start_method: str | None = None,
         plan: BatchPlan | None = None,
+        bucket_batches: int = 0,
     ) -> None:
+        if bucket_batches and plan is not None:
+            raise ValueError("Batches follow a plan, or are sorted by length: not both.")
         self.mixture, self.batch_size, self.plan = mixture, batch_size, plan
         self.rank = distributed.rank() if rank is None else rank
         self.world_size = distributed.world_size() if world_size is None else world_size
@@ -87,7 +93,8 @@ class TrainLoader:
         self.consumed = 0
         self.corrupt: Counter[tuple[str, str]] = Counter()
         self._ledger = _Ledger(max_corrupt_rate, self.corrupt)
-        self._dataset = _Stream(mixture, preparation)
+        self._buckets = LengthBuckets(mixture, batch_size, self.world_size, bucket_batches) if bucket_batches else None
+        self._dataset = _Stream(mixture, preparation, trim=bucket_batches > 0)
         self._options = _worker_options(num_workers, prefetch, start_method)
         self._batches: Iterator[Batch] | None = None
 
@@ -114,6 +121,8 @@ class TrainLoader:
         return batch
 
     def _positions(self) -> Sampler[Any]:
+        if self._buckets is not None:
+            return BucketedPositions(self._buckets, self.consumed // self._stride, self.rank)
         if self.plan is None:
             return _Positions(self.consumed, self.batch_size, self.rank, self.world_size)
         return _PlannedPositions(self.plan, self.plan.step_at(self.consumed), self.rank)
@@ -156,6 +165,8 @@ class EvalLoader:
         max_corrupt_rate, rank, world_size, prefetch, start_method: as for `TrainLoader`.
         views: key of the batch -> the modality that it holds once more.
         regions: which regions the batch holds, as for `Preparation`; drawn alike in every iteration.
+        by_length: go through the source in the order of its samples' lengths, and trim each batch to its longest one;
+            for sources that have `size_of`. `index` tells their places.
 
     Attributes:
         corrupt: (source, reason) -> samples that this rank met, in all iterations.
@@ -178,12 +189,16 @@ class EvalLoader:
         start_method: str | None = None,
         views: Mapping[str, str] | None = None,
         regions: RegionChoice | None = None,
+        by_length: bool = False,
     ) -> None:
         self.source = source
         rank = distributed.rank() if rank is None else rank
         world_size = distributed.world_size() if world_size is None else world_size
         size = len(source) if limit is None else min(limit, len(source))
         indices = [place * len(source) // size for place in range(size)]
+        if by_length:
+            check_sizes(source)
+            indices.sort(key=source.size_of)  # type: ignore[attr-defined]
         stride = batch_size * world_size
         self._mine = [  # the batches of this rank: (index, valid) of each row
             [(indices[min(place, size - 1)], place < size) for place in range(first + rank, first + stride, world_size)]
@@ -192,7 +207,7 @@ class EvalLoader:
         self.batch_size = batch_size
         self.corrupt: Counter[tuple[str, str]] = Counter()
         self._ledger = _Ledger(max_corrupt_rate, self.corrupt)
-        self._dataset = _Once(source, Preparation(processors, fields, also, captions, views, regions))
+        self._dataset = _Once(source, Preparation(processors, fields, also, captions, views, regions), by_length)
         self._options = _worker_options(num_workers, prefetch, start_method)
 
     def __len__(self) -> int:
@@ -240,8 +255,8 @@ class _PlannedPositions(Sampler[_Shaped]):
 class _Stream(Dataset[Batch]):
     """Positions of a stream to a batch."""
 
-    def __init__(self, mixture: Mixture, preparation: Preparation) -> None:
-        self.mixture = mixture
+    def __init__(self, mixture: Mixture, preparation: Preparation, trim: bool = False) -> None:
+        self.mixture, self.trim = mixture, trim
         self._shaped: dict[Shape, Preparation] = {(): preparation}
         self._downloads = any(getattr(source, "is_remote", False) for source in mixture.sources)
 
@@ -252,6 +267,8 @@ class _Stream(Dataset[Batch]):
         preparation = self._prepared(getattr(positions, "shape", ()))
         with restoring_generators():
             batch = collate([self._row(position, preparation, corrupt) for position in positions])
+        if self.trim:
+            batch = preparation.trimmed(batch)
         batch["position"] = torch.tensor(positions)
         batch[CORRUPT] = corrupt
         return batch
@@ -288,8 +305,8 @@ class _Stream(Dataset[Batch]):
 class _Once(Dataset[Batch]):
     """(index, valid) pairs to a batch."""
 
-    def __init__(self, source: Source, preparation: Preparation) -> None:
-        self.source, self.preparation = source, preparation
+    def __init__(self, source: Source, preparation: Preparation, trim: bool = False) -> None:
+        self.source, self.preparation, self.trim = source, preparation, trim
 
     def __getitems__(self, rows: list[tuple[int, bool]]) -> Batch:
         corrupt: list[tuple[str, CorruptSample]] = []
@@ -301,6 +318,8 @@ class _Once(Dataset[Batch]):
                     found[index] = self._row(index, corrupt)
         stand_in = next((row for row in found.values() if row is not None), None) or self._stand_in(rows, corrupt)
         batch = collate([found[index] or stand_in for index, _ in rows])
+        if self.trim:
+            batch = self.preparation.trimmed(batch)
         batch["index"] = torch.tensor([index for index, _ in rows])
         batch["valid"] = torch.tensor([valid and found[index] is not None for index, valid in rows])
         batch[CORRUPT] = corrupt

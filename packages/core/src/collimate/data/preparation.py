@@ -111,6 +111,11 @@ class Preparation:
         shaped.processors = {**self.processors, **others}
         return shaped
 
+    def trimmed(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch whose inputs end where the longest of them does, as far as their processors know an end."""
+        modalities = {modality: modality for modality in self.processors} | self.views
+        return batch | {key: self.processors[modality].trimmed(batch[key]) for key, modality in modalities.items()}
+
     def chosen(self, sample: Sample) -> dict[str, Tensor]:
         """The captions that were asked for one by one."""
         row: dict[str, Tensor] = {}

@@ -37,6 +37,13 @@ class Processor(Configurable):
         """(B, L) bool, True where a stacked input is real; None where every position is."""
         return None
 
+    def trimmed(self, batch: Tensor) -> Tensor:
+        """Stacked inputs without what is padding, at the end, in all of them; where `mask` tells of each position."""
+        mask = self.mask(batch)
+        if mask is None or mask.ndim != 2 or mask.shape != batch.shape:
+            return batch
+        return batch[:, : max(1, int((mask.any(0) * torch.arange(1, mask.shape[1] + 1)).max()))]
+
     def batch(self, raws: Iterable[Any]) -> Tensor:
         """Process and stack several raw samples."""
         return torch.stack([self(raw) for raw in raws])
