@@ -13,13 +13,15 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+import collimate
 from collimate.cli import main
 from collimate.training import Method
 from collimate_audio import BEATs, trained_tokenizer
 from collimate_audio.iterate import Iterations, Plan, iterate, split_overrides
 from collimate_audio.labels import read_labels
+from collimate_world import SOUND_CLASSES
 
-from .beats_toys import LEARNED, distillation_section, pretraining_section, recipe
+from .beats_toys import ENCODER, FRONT_END, LEARNED, distillation_section, pretraining_section, recipe, section
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
@@ -226,6 +228,29 @@ def test_a_comparison_is_reported(tmp_path, capsys):
     taken = quality.stat().st_mtime_ns
     run(path, *short)
     assert quality.stat().st_mtime_ns == taken, "numbers are taken once"
+
+
+def test_a_teacher_may_be_fine_tuned(tmp_path):
+    """The tokenizer is then taught its logits."""
+    classifier = section(
+        "AudioClassifier",
+        encoder=section("BEATs", **ENCODER),
+        labels={
+            "class_path": "collimate.processing.ClassLabels",
+            "init_args": {"names": SOUND_CLASSES, "exclusive": True},
+        },
+        processor=section("FilterBank", **FRONT_END),
+    )
+    path = plan(tmp_path, fine_tuning=recipe(classifier, steps=2), fine_tune=[2])
+    run(path, "--encoder.trainer.max_steps=1", "--tokenizer.trainer.max_steps=1")
+    output = tmp_path / "run/iteration2"
+    tuned = collimate.load(output / "fine_tuning/model")
+    distilled = collimate.load(output / "distillation/model")
+    assert distilled.estimator.target_width == len(SOUND_CLASSES) == distilled.head.predictor.out_features
+    for name, value in tuned.encoders["audio"].state_dict().items():
+        assert torch.equal(distilled.teacher.state_dict()[name], value)
+    before = BEATs.from_pretrained(tmp_path / "run/iteration1/encoder").state_dict()
+    assert not all(torch.equal(before[name], value) for name, value in distilled.teacher.state_dict().items())
 
 
 def test_the_stages_of_a_plan_with_a_fine_tuned_teacher():

@@ -59,7 +59,8 @@ class Plan:
         encoder: the recipe of pre-training, by its name, its file, or its sections themselves. Its tokenizer is that of
             the first iteration.
         tokenizer: the recipe of distillation; its teacher is set in each iteration.
-        fine_tuning: the recipe that fine-tunes a teacher; its encoder is set in each iteration.
+        fine_tuning: the recipe that fine-tunes a teacher, with `AudioClassifier`; what it is `pretrained` by is set in
+            each iteration.
         fine_tune: in which iterations the teacher is fine-tuned before the tokenizer is distilled.
         target: what a tokenizer is taught by a fine-tuned teacher: its `logits`, as in the paper, or its `features`.
         labels: made in `training`, of what the encoder sees; or once, on `disk`, for training data of one source and
@@ -221,7 +222,8 @@ class Iterations:
         tokenizer.save_pretrained(self.plan.folder(number, "tokenizer"), build(parts["processor"]))
 
     def _fine_tune(self, number: int) -> None:
-        self._train(number, "fine_tuning", "fine_tuning", {"encoder": self._encoder(number - 1)})
+        teacher = {"pretrained": str(self.plan.folder(number - 1, "encoder"))}
+        self._train(number, "fine_tuning", "fine_tuning", teacher)
 
     def _distil(self, number: int) -> None:
         folder, parts = self.plan.folder(number, "fine_tuning/model"), {}
