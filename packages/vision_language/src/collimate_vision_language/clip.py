@@ -50,6 +50,8 @@ class CLIP(Method):
         max_logit_scale: s is held between 1 and this.
         mask_duplicates: leave out of the loss the pairs of different samples, on any rank, whose captions have the
             same tokens.
+        contrast_size: contrast so many samples of each rank at a time, all of them if None. Where a `PhaseSchedule`
+            changes the batch, the number of negatives stays, and with it the loss of chance, ln N, and the scale.
     """
 
     modalities = ("image", "text")
@@ -66,6 +68,7 @@ class CLIP(Method):
         init_logit_scale: float = 1 / 0.07,
         max_logit_scale: float = 100.0,
         mask_duplicates: bool = False,
+        contrast_size: int | None = None,
     ) -> None:
         super().__init__()
         self.processors = {"image": image_processor, "text": tokenizer}
@@ -73,11 +76,18 @@ class CLIP(Method):
         self.projections = projections_for(self.encoders, embed_dim, image=image_projection, text=text_projection)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(init_logit_scale)))  # t, the logarithm
         self.max_logit_scale = max_logit_scale
-        self.mask_duplicates = mask_duplicates
+        self.mask_duplicates, self.contrast_size = mask_duplicates, contrast_size
 
     def losses(self, embeddings: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
+        images, texts = embeddings["image"], embeddings["text"]
         ids = text_ids(batch["text"]) if self.mask_duplicates else None
-        return {"clip": clip_loss(embeddings["image"], embeddings["text"], self.logit_scale.exp(), ids=ids)}
+        parts = []
+        for first in range(0, len(images), self.contrast_size or len(images)):
+            rows = slice(first, first + (self.contrast_size or len(images)))
+            own = None if ids is None else ids[rows]
+            loss = clip_loss(images[rows], texts[rows], self.logit_scale.exp(), ids=own)
+            parts.append(loss * len(images[rows]) / len(images))
+        return {"clip": torch.stack(parts).sum()}
 
     @classmethod
     def from_open_clip(

@@ -287,7 +287,10 @@ class _Step:
             )
         ]
         if not grams:
-            raise ValueError(f"No embedding is reached by two of the groups {', '.join(self.names)}.")
+            raise ValueError(
+                f"No embedding is reached by two of the groups {', '.join(self.names)}: choose groups that meet in "
+                "one, or the granularity microbatch without a curriculum."
+            )
         return torch.stack(grams).sum(0)
 
     def mixed_rows(self, factors: Float[Tensor, "B K"], weights: Float[Tensor, " B"]) -> Gradients:
