@@ -56,6 +56,7 @@ figcaption { color: var(--soft); font-size: 13px; margin-top: 8px; text-align: c
 .gallery figure { margin: 0; padding: 8px } .gallery img { width: 100%; aspect-ratio: 1; object-fit: cover;
   border-radius: 5px; display: block }
 .gallery audio { width: 100%; height: 32px; margin-top: 6px; display: block }
+.gallery figure:has(audio) img { aspect-ratio: 3 / 2 }
 .gallery figcaption { font-size: 12.5px; line-height: 1.4; text-align: left; overflow-wrap: anywhere }
 .gallery.large { grid-template-columns: repeat(auto-fill, minmax(260px, 1fr)) }
 .gallery.wide { grid-template-columns: repeat(auto-fill, minmax(380px, 1fr)) } .gallery.wide img { aspect-ratio: auto }
