@@ -96,3 +96,15 @@ def test_errors_say_what_to_do(tmp_path):
     (tmp_path / "x.parquet").touch()
     with pytest.raises(ValueError, match="Cannot tell what"):
         open_source(tmp_path / "x.parquet")
+
+
+def test_a_folder_without_pictures_is_one_of_sounds(tmp_path):
+    for name in ("bark/a.wav", "song/b.flac", "song/notes.pdf"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"sound")
+    source = open_source(tmp_path)
+    assert [source.read(index)["__key__"] for index in range(len(source))] == ["bark/a", "song/b"]
+    assert class_names(source) == ["bark", "song"]
+    assert source.read(1)["flac"] == b"sound"
+    (tmp_path / "song/cover.png").write_bytes(b"picture")
+    assert [open_source(tmp_path).read(0)["__key__"]] == ["song/cover"]

@@ -1,4 +1,4 @@
-"""Folders of pictures: one folder a class, or pictures with captions of the same name."""
+"""Folders of pictures or sounds: one folder a class, or files with captions of the same name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from collimate.data.decoding import IMAGES
+from collimate.data.decoding import IMAGES, SOUNDS
 from collimate.data.shards import read_class_names
 from collimate.data.source import CorruptSample, Sample, Source
 
@@ -15,14 +15,14 @@ SIDECARS = ("txt", "captions.json", "regions.json", "labels.json", "cls", "json"
 
 
 class FolderSource(Source):
-    """The pictures below a folder, in the order of their names.
+    """The pictures below a folder, or its sounds where it has no picture, in the order of their names.
 
     Where all of them lie in subfolders, the first level names the classes (torchvision's `ImageFolder` layout),
     numbered in alphabetical order. A file of the same name and another suffix (`SIDECARS`) belongs to the sample.
 
     Args:
         root: the folder.
-        extensions: what counts as a sample's main file.
+        extensions: what counts as a sample's main file, where it is another choice.
         name: what reports call it; the folder if None.
 
     Raises:
@@ -30,15 +30,16 @@ class FolderSource(Source):
     """
 
     def __init__(
-        self, root: str | os.PathLike[str], extensions: tuple[str, ...] = IMAGES, name: str | None = None
+        self, root: str | os.PathLike[str], extensions: tuple[str, ...] | None = None, name: str | None = None
     ) -> None:
         self.root = Path(root)
         self.name = name or str(root)
-        endings = tuple(f".{extension}" for extension in extensions)
+        kinds = (IMAGES, SOUNDS) if extensions is None else (extensions,)
         listing = list(_files(self.root))
-        self.paths = [path for path in listing if path.lower().endswith(endings)]
+        self.paths = next((paths for kind in kinds if (paths := _ending(listing, kind))), [])
         if not self.paths:
-            raise FileNotFoundError(f"{self.root}: no files that end in {', '.join(endings)}.")
+            endings = ", ".join(f".{extension}" for kind in kinds for extension in kind)
+            raise FileNotFoundError(f"{self.root}: no files that end in {endings}.")
         self._has_sidecars = len(listing) > len(self.paths)
         classes = sorted({path.split("/")[0] for path in self.paths if "/" in path})
         if all("/" in path for path in self.paths) and len(classes) > 1:
@@ -74,6 +75,11 @@ class FolderSource(Source):
                 if beside.is_file():
                     sample[key] = beside.read_bytes()
         return sample
+
+
+def _ending(paths: list[str], extensions: tuple[str, ...]) -> list[str]:
+    endings = tuple(f".{extension}" for extension in extensions)
+    return [path for path in paths if path.lower().endswith(endings)]
 
 
 def _files(root: Path, inside: str = "") -> Iterator[str]:

@@ -17,8 +17,8 @@ from collimate.data.source import Source
 from collimate.data.tables import TableSource
 
 KINDS = (
-    "a folder of pictures, a folder of .tar shards, a pattern of shards (shards/{000000..000012}.tar, shards/*.tar, "
-    "s3://...), a .csv, .tsv or .jsonl table, hf:<path or name of a Hugging Face dataset>"
+    "a folder of pictures or of sounds, a folder of .tar shards, a pattern of shards (shards/{000000..000012}.tar, "
+    "shards/*.tar, s3://...), a .csv, .tsv or .jsonl table, hf:<path or name of a Hugging Face dataset>"
 )
 _PREFIX = re.compile(r"^([a-z][a-z0-9_-]*):(?!//)(.*)$", re.DOTALL)
 
