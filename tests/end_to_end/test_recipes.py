@@ -23,7 +23,7 @@ RECIPES = [  # plans of several trainings have no model of their own
 
 FRESH = {  # what was trained before, as it is before training
     "collimate_audio.trained_encoder": "collimate_audio.BEATs",
-    "collimate_audio.trained_tokenizer": "collimate_audio.BeatsTokenizer",
+    "collimate_audio.trained_tokenizer": "collimate_audio.RandomTokenizer",
 }
 LOCAL = ("bert-base-uncased", "sentence-transformers/all-MiniLM-L6-v2")
 
