@@ -225,6 +225,35 @@ def test_micro_batches_of_ranks_are_realigned_before_they_are_averaged():
     assert any(cosine < 0 for _, cosine in halves)
 
 
+class Stepped(nn.Module):
+    """A training step as DDP runs it."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch):
+        return self.method.training_step(batch, 0)["loss"]
+
+
+def through_ddp(batch, granularity):
+    method = trio()
+    method.harmonization = Harmonization(GROUPS, granularity)
+    wrapped = nn.parallel.DistributedDataParallel(Stepped(method))
+    wrapped(batch).backward()
+    return {name: p.grad for name, p in method.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("granularity", ["feature", "microbatch"])
+def test_ddp_averages_what_was_realigned(granularity):
+    batch = trio_batch(6, seed=5)
+    halves = [{name: value.split(3)[rank] for name, value in batch.items()} for rank in range(2)]
+    found = run_on_ranks(through_ddp, [(half, granularity) for half in halves])
+    wanted = mean_over_ranks(batch, [3, 3], granularity=granularity)
+    for own in found:
+        assert_gradients(own, wanted)
+
+
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_the_gradient_cache_changes_nothing(granularity):
     method, batch = at_odds(scale_learns=True)
