@@ -4,7 +4,7 @@ from collimate.app import App, Verb
 
 APP = App(
     name="audio",
-    summary="sound: BEATs and its tokenizers",
+    summary="sound: BEATs and its tokenizers, CLAP, speech and text",
     package="collimate_audio_app",
     demo="beats_demo",
     verbs={

@@ -61,6 +61,8 @@ class FilterBank(Processor):
         ValueError: a waveform of so many seconds has no patch.
     """
 
+    modality = "audio"
+
     def __init__(
         self,
         seconds: float = 10.0,

@@ -20,8 +20,8 @@ import soundfile
 
 from collimate.console import say
 from collimate.data.classes import read_class_list
+from collimate.data.decoding import SOUNDS
 from collimate.data.files import write_atomically
-from collimate_audio.reading import SOUNDS
 
 TEN_WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")  # Warden 2018, arXiv 1804.03209
 SILENCE, UNKNOWN, NOISE = "silence", "unknown", "_background_noise_"

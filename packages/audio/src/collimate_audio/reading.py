@@ -19,13 +19,10 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from collimate.data.decoding import Undecodable, register_modality
-
-SOUNDS = ("flac", "wav", "ogg", "mp3")
-"""Under which keys of a sample sound may lie."""
+from collimate.data.decoding import SOUNDS, Undecodable, register_modality
 
 CONTAINERS = ("opus", "m4a", "mp4", "webm", "mkv")
-"""The same, where it may lie beside pictures, or in a file that soundfile may refuse."""
+"""Where sound may lie beside pictures, or in a file that soundfile may refuse; in `SOUNDS` it lies alone."""
 
 register_modality("audio", *SOUNDS, *CONTAINERS)
 

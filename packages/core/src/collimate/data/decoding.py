@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from collimate.data.source import CorruptSample, Sample
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
-SOUNDS = ("flac", "wav", "ogg", "mp3")
+SOUNDS = ("flac", "wav", "ogg", "mp3")  # what soundfile reads without system packages
 MAX_PIXELS = 89_478_485  # Pillow's own bound, above which it warns of a decompression bomb
 MIN_SIDE = 4  # ours: below it there is nothing to see; such files are place holders and tracking pixels
 MAX_ASPECT = 50  # ours: rules and banners
