@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collimate.configurable import build
-from collimate.data import Mixture, TrainingPreparation, TrainLoader, open_source
+from collimate.data import ClipShape, Mixture, TrainingPreparation, TrainLoader, open_source
 from collimate.processing import ImageProcessor
+from collimate.training.multigrid import MultigridSchedule
 from collimate_video import (
     ClipRandAugment,
+    DenseClips,
     Draws,
     HalfDraws,
     SegmentCentres,
@@ -170,6 +172,53 @@ def test_the_same_position_gives_the_same_clip(tmp_path):
     batches = [next(iter(TrainLoader(Mixture([source], None, 3), preparation, 4)))["video"] for _ in range(2)]
     assert batches[0].shape == (4, 4, 3, 16, 16)
     assert torch.equal(*batches)
+
+
+def test_dense_clips_are_a_drawn_distance_apart_and_a_square_of_a_drawn_scale():
+    frames = np.stack([numbered(number) for number in range(60)])
+    processor = VideoProcessor(8, ImageProcessor(48)).shaped(ClipShape(4, 32, 3, 5, 32, 40))
+    assert (processor.frames, processor.size) == (4, 32)
+    strides, first, clips = set(), set(), set()
+    for seed in range(40):
+        random.seed(seed)
+        clip = DenseClips()(
+            (np.broadcast_to(np.arange(60, dtype=np.uint8)[:, None, None, None], (60, 48, 64, 3)), 10.0), processor
+        )
+        assert clip.shape == (4, 3, 32, 32)
+        shown = clip[:, 0, 16, 16].tolist()
+        steps = set(np.diff(shown))
+        assert len(steps) == 1
+        strides |= steps
+        first.add(shown[0])
+        random.seed(seed)
+        clips.add(DenseClips()((frames, 10.0), processor).numpy().tobytes())
+    assert strides == {3, 4, 5}
+    assert len(first) > 10
+    assert len(clips) == 40
+
+
+def test_a_dense_clip_longer_than_its_video_repeats_the_last_frame():
+    grey = np.broadcast_to(np.arange(5, dtype=np.uint8)[:, None, None, None], (5, 20, 20, 3))
+    clip = DenseClips(stride=2, sides=(16, 16))((grey, 10.0), VideoProcessor(4, ImageProcessor(16)))
+    assert clip[:, 0, 8, 8].tolist() == [0, 2, 4, 4]
+
+
+def test_a_multigrid_run_reads_clips_of_every_shape(tmp_path):
+    for number in range(8):
+        (tmp_path / f"{number}.mp4").write_bytes(film(24))
+    schedule = MultigridSchedule(
+        frames=8, crop=32, lr_steps=[0, 2], epochs=3, stride=2, sides=(32, 40), modality="video"
+    )
+    plan = schedule.plan(samples=16, batch_size=1, ranks=1)
+    preparation = TrainingPreparation(
+        {"video": VideoProcessor(8, ImageProcessor(32))}, augmentations={"video": DenseClips()}
+    )
+    source = open_source(f"{tmp_path}?extensions=[mp4]")
+    loader = TrainLoader(Mixture([source], None, 3), preparation, 1, plan=plan)
+    shapes = {tuple(batch["video"].shape) for _, batch in zip(range(plan.steps), loader, strict=False)}
+    assert {shape[1] for shape in shapes} == {2, 4, 8}
+    assert {shape[-1] for shape in shapes} == {16, 23, 32}
+    assert max(shape[0] for shape in shapes) >= 8
 
 
 # Written anew -----------------------------------------------------------------------------------------------------

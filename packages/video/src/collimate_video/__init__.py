@@ -1,7 +1,7 @@
 """Video methods: ALPRO, VATT with gradient harmonization, multigrid schedules."""
 
-from collimate_video.alpro import ALPRO
-from collimate_video.augmentation import ClipRandAugment, VideoAugmentation
+from collimate_video.alpro import ALPRO, EntityPrompter, Prompter
+from collimate_video.augmentation import ClipRandAugment, DenseClips, VideoAugmentation
 from collimate_video.frame_encoder import FrameEncoder
 from collimate_video.processor import VideoProcessor
 from collimate_video.reading import DecodedVideo, Frames, Framing, Video, open_video
@@ -13,11 +13,14 @@ __all__ = [
     "ALPRO",
     "ClipRandAugment",
     "DecodedVideo",
+    "DenseClips",
     "Draws",
+    "EntityPrompter",
     "FrameEncoder",
     "Frames",
     "Framing",
     "HalfDraws",
+    "Prompter",
     "Sampler",
     "SegmentCentres",
     "SegmentDraws",

@@ -5,14 +5,16 @@ Shape legend: T frames, S side in pixels.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxtyping import UInt8
+import numpy as np
+from jaxtyping import Float64, UInt8
 from torch import Tensor
 from torchvision.transforms import v2
 
-from collimate.data import Augmentation
+from collimate.data import Augmentation, ClipShape
 from collimate.data.transforms import random_box
 from collimate_video.processor import VideoProcessor
 from collimate_video.reading import Framing, RawVideo, open_video
@@ -62,6 +64,59 @@ class VideoAugmentation(Augmentation):
         for transform in self.after:
             clip = transform(clip)
         return clip
+
+
+class DenseClips(Augmentation):
+    """SlowFast's training clips: frames at a drawn distance and scale, and a random square of them.
+
+    Under a `MultigridSchedule`, distances and scales are drawn from those of the shape that is asked for: a clip of
+    fewer frames still spans up to the time of a full one. facebookresearch/SlowFast, slowfast/datasets/kinetics.py.
+    A clip that is longer than its video repeats the last frame.
+
+    Args:
+        stride: frames of the video from one of the clip to the next, outside of a schedule.
+        sides: the least and the largest shorter side in pixels before cropping, outside of a schedule.
+        horizontal_flip: probability of mirroring.
+        then: as of `VideoAugmentation`.
+    """
+
+    def __init__(
+        self,
+        stride: int = 2,
+        sides: tuple[int, int] = (256, 320),
+        horizontal_flip: float = 0.0,
+        then: Sequence[Callable[..., Any]] = (),
+    ) -> None:
+        if stride < 1:
+            raise ValueError(f"The stride counts frames, at least 1; not {stride}.")
+        self.stride, self.sides = stride, tuple(sides)
+        flips = [v2.RandomHorizontalFlip(horizontal_flip)] if horizontal_flip else []
+        self.after: list[Callable[..., Any]] = [*flips, *then]
+
+    def __call__(self, raw: RawVideo, processor: VideoProcessor) -> UInt8[Tensor, "T 3 S S"]:
+        """One clip, in the length, size and interpolation of the processor."""
+        video = open_video(raw)
+        shape = processor.clip or ClipShape(
+            processor.frames, processor.size, self.stride, self.stride, self.sides[0], self.sides[1]
+        )
+
+        def framing(width: int, height: int) -> Framing:
+            side = max(round(random.uniform(shape.min_side, shape.max_side)), shape.crop)
+            wide, high = (round(edge * side / min(width, height)) for edge in (width, height))
+            left, top = random.randint(0, wide - shape.crop), random.randint(0, high - shape.crop)
+            return Framing(wide, high, -left, -top, (shape.crop, shape.crop), processor.images.interpolation)
+
+        clip = video.frames(_dense(video.edges[:-1], shape), framing)
+        for transform in self.after:
+            clip = transform(clip)
+        return clip
+
+
+def _dense(starts: Float64[np.ndarray, " N"], shape: ClipShape) -> list[float]:
+    stride = random.randint(shape.stride_low, shape.stride_high)
+    places = np.arange(shape.frames) * stride
+    first = random.randint(0, max(0, len(starts) - 1 - int(places[-1])))
+    return starts[np.minimum(first + places, len(starts) - 1)].tolist()
 
 
 class ClipRandAugment(v2.RandAugment):

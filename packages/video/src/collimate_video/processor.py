@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
+from collimate.data import ClipShape
 from collimate.processing import ImageProcessor, Processor
 from collimate_video.reading import Framing, RawVideo, open_video
 from collimate_video.sampling import Sampler, SegmentStarts
@@ -24,6 +25,9 @@ class VideoProcessor(Processor):
         frames: T. Of videos with fewer frames, some stand several times.
         images: size, resizing and normalisation of the frames; CLIP's, which are ALPRO's too, if None.
         sampler: which frames; the first of each of T equal parts if None, as ALPRO evaluates.
+
+    Attributes:
+        clip: how a `BatchSchedule` wants clips cut out, for `DenseClips`; None outside of one.
     """
 
     def __init__(self, frames: int = 4, images: ImageProcessor | None = None, sampler: Sampler | None = None) -> None:
@@ -32,6 +36,7 @@ class VideoProcessor(Processor):
         self.frames = frames
         self.images = images or ImageProcessor()
         self.sampler = sampler or SegmentStarts()
+        self.clip: ClipShape | None = None
 
     @property
     def size(self) -> int:
@@ -60,6 +65,12 @@ class VideoProcessor(Processor):
     def finish(self, batch: Shaped[Tensor, "B T 3 S S"]) -> Float[Tensor, "B T 3 S S"]:
         """Bytes to normalised float32. A floating-point batch counts as normalised already: it is unchanged."""
         return self.images.finish(batch.flatten(0, 1)).unflatten(0, batch.shape[:2])
+
+    def shaped(self, shape: ClipShape) -> VideoProcessor:
+        """The same for clips of another length and side."""
+        other = self.changed(frames=shape.frames, images=self.images.shaped(shape.crop))
+        other.clip = shape
+        return other
 
     def example(self) -> UInt8[np.ndarray, "T H W 3"]:
         picture = np.asarray(self.images.example())
