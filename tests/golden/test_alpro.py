@@ -7,6 +7,7 @@ from torch.nn.functional import normalize
 
 from collimate.processing import Tokenizer
 from collimate_video import ALPRO
+from collimate_video.alpro.crops import cropped
 
 GOLDEN = "alpro"
 
@@ -30,9 +31,24 @@ def method(golden_set):
     return ALPRO.from_official(weights, tokenizer=Ids(), drop_path=0.0, dropout=0.0, **settings)
 
 
+@pytest.fixture
+def whole(golden_set):
+    """The model of pre-training, with its teacher."""
+    weights = load_file(golden_set.folder / "weights.safetensors")
+    config = golden_set.config
+    settings = {"heads": config["video"]["heads"], "fusion_layer": config["text"]["fusion_layer"]}
+    names = [f"entity{number}" for number in range(config["num_entities"])]
+    method = ALPRO.from_official(weights, tokenizer=Ids(), drop_path=0.0, dropout=0.0, entities=names, **settings)
+    method.prompter.threshold = config["pem_ignore_threshold"]
+    return method
+
+
 def batch_of(golden_set):
     inputs = golden_set.inputs
+    pictures = torch.tensor(golden_set.config["batch_type"] == "img")
     return {
+        "boxes": inputs["pem_patch_mask"] == golden_set.config["pem_patch_mask_inside_crop"],
+        "still": pictures.expand(len(inputs["visual_inputs"])),
         "video": inputs["visual_inputs"],
         "text": inputs["text_input_ids"],
         "negative_video": inputs["vtm_negative_video_index"],
@@ -91,3 +107,59 @@ def test_the_weights_of_negatives(golden_set, method):
         found = negative_weights(expected[f"sim_{name}"])
         wanted = expected[f"vtm_weights_{name}"]
         torch.testing.assert_close(found / found.sum(1, keepdim=True), wanted / wanted.sum(1, keepdim=True))
+
+
+def test_prompts(golden_set, whole):
+    config, count = golden_set.config, golden_set.config["num_entities"]
+    assert config["prompt_order"] == "template_major"
+    for kind in ("video", "image"):
+        ids = golden_set.inputs[f"{kind}_prompt_ids"].unflatten(0, (-1, count)).transpose(0, 1)
+        close(golden_set, {f"{kind}_prompt_feat": whole.prompter.prompt_features(ids)})
+        assert torch.equal(getattr(whole.prompter, f"{kind}_prompt_feat"), golden_set.expected[f"{kind}_prompt_feat"])
+
+
+def test_crops_and_what_they_show(golden_set, whole):
+    batch = batch_of(golden_set)
+    crops = cropped(batch["video"], batch["boxes"])
+    assert torch.equal(crops, golden_set.inputs["crop_visual_inputs"])
+    close(golden_set, {"crop_feat": normalize(whole.prompter.prompter("video", crops).pooled, dim=1)})
+    for mode, name in (("probability", "paper"), ("official", "official")):
+        whole.prompter.threshold_mode = mode
+        labels, kept = whole.prompter(crops, batch["still"])
+        close(golden_set, {"pem_soft_labels": labels})
+        assert torch.equal(~kept, golden_set.expected[f"pem_ignore_{name}"].bool())
+
+
+def test_entities_and_the_sum_of_all_losses(golden_set, whole):
+    wanted, batch = golden_set.expected, batch_of(golden_set)
+    assert set(golden_set.config["loss_weights"].values()) == {1.0}
+    terms = whole.loss_terms(batch)
+    close(golden_set, {"pem_loss_paper_threshold": terms["pem"]})
+    whole.prompter.threshold_mode = "official"
+    video = batch["video"].clone().requires_grad_()
+    terms = whole.loss_terms({**batch, "video": video})
+    total = whole.total_loss(terms)
+    close(golden_set, {"pem_loss_official": terms["pem"], "total_loss_official": total})
+    total.backward()
+    learned = official_names(whole) | {"visual_inputs": video}
+    relative = golden_set.config["tolerance"]["gradients"]["rtol"]
+    for name in golden_set.config["grad_names"]:
+        gradient, expected = learned[name].grad, wanted[f"grad_total/{name}"]
+        error = float((gradient - expected).abs().max())
+        assert error <= relative * float(expected.abs().max()), f"{name}: {error}"
+
+
+def official_names(method):
+    """The student's parameters by the released names."""
+    names = (
+        ("encoders.video.", "visual_encoder.model."),
+        ("encoders.text.cls.", "text_encoder.cls."),
+        ("encoders.text.", "text_encoder.bert."),
+        ("projections.video.linear.", "vision_proj."),
+        ("projections.text.linear.", "text_proj."),
+    )
+    found = {}
+    for name, parameter in method.named_parameters():
+        ours, theirs = next(((o, t) for o, t in names if name.startswith(o)), ("", ""))
+        found[theirs + name.removeprefix(ours)] = parameter
+    return found

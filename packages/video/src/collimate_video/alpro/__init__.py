@@ -12,13 +12,16 @@ the B pairs of a batch,
 The video's tokens are averaged over its frames before anything reads them; fusion is self-attention over the tokens of
 both, text first.
 
-Not here yet: the fourth loss, prompting entity modelling (section 3.3), whose teacher is a model trained on VTC alone.
+The fourth loss, prompting entity modelling (PEM, section 3.3), is in `entities`. Its teacher, the `Prompter`, is a model
+that was trained on VTC alone, in a stage of its own.
 
 Departures: contrast is over the samples of all ranks with their true places and gradients, where the released code
 takes the place on one machine; a batch in which no token is hidden costs 0, where it gives NaN; τ is clamped after a
 step instead of before the next.
 """
 
+from collimate_video.alpro.entities import EntityPrompter
 from collimate_video.alpro.method import ALPRO
+from collimate_video.alpro.prompter import Prompter
 
-__all__ = ["ALPRO"]
+__all__ = ["ALPRO", "EntityPrompter", "Prompter"]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import cross_entropy, normalize
 
 from collimate.distributed import LOCAL
 from collimate.encoders import Bert, Encoder, LinearProjection, projections_for
@@ -25,7 +25,10 @@ from collimate.losses.masked_tokens import (
 from collimate.losses.matching import draw_negatives, matching_accuracy, matching_loss, negative_weights
 from collimate.processing import Processor, Tokenizer
 from collimate.training import Method
-from collimate_video.alpro.official import fill, read_official
+from collimate_video.alpro.crops import cropped, draw_boxes
+from collimate_video.alpro.entities import EntityPrompter, inside, stands_still
+from collimate_video.alpro.official import entity_weights, fill, read_official
+from collimate_video.alpro.prompter import Prompter
 from collimate_video.timesformer import pooled_over_time
 
 MODALITIES = ("video", "text")
@@ -36,7 +39,8 @@ class ALPRO(Method):
 
     A batch holds `video` and `text`. For tests, it may also hold what is else drawn: `negative_video` and
     `negative_text`, the index in the batch of each text's wrong video and each video's wrong text, (B,); and
-    `masked_text`, (B, L), with `masked_labels`, -100 where no token is to be told.
+    `masked_text`, (B, L), with `masked_labels`, -100 where no token is to be told; `boxes`, (B, h, w) bool, True for
+    the patches inside of the crop; and `still`, (B,) bool, which videos are pictures.
 
     With the gradient cache, towers, masked modelling and fusion run in chunks; the tokens of the whole batch are kept.
 
@@ -52,6 +56,7 @@ class ALPRO(Method):
         temperature: τ at the start.
         temperature_bounds: τ is held between them.
         mask_rate: the share of tokens that masked modelling asks for; 0 goes without it, as in fine-tuning.
+        prompter: what names crops for prompting entity modelling; None goes without it, as in fine-tuning.
 
     Attributes:
         temp: τ, which divides, under its published name.
@@ -73,6 +78,7 @@ class ALPRO(Method):
         temperature: float = 0.07,
         temperature_bounds: tuple[float, float] = (0.001, 0.5),
         mask_rate: float = 0.15,
+        prompter: EntityPrompter | None = None,
     ) -> None:
         super().__init__()
         _check(video_encoder, text_encoder, mask_rate)
@@ -83,6 +89,11 @@ class ALPRO(Method):
         self.itm_head = nn.Linear(text_encoder.width, 2)
         self.temp = nn.Parameter(torch.tensor(temperature))
         self.temperature_bounds, self.mask_rate = temperature_bounds, mask_rate
+        self.prompter = prompter
+        if prompter is not None:
+            hidden = 2 * text_encoder.width  # modeling/alpro_models.py
+            last = nn.Linear(hidden, len(prompter.entities))
+            self.mpm_head = nn.Sequential(nn.Linear(text_encoder.width, hidden), nn.ReLU(), last)
         if pretrained is not None:
             fill(self, pretrained)
 
@@ -113,7 +124,7 @@ class ALPRO(Method):
     # The step ---------------------------------------------------------------------------------------------
 
     def embed(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """What is computed sample by sample: both towers, and masked modelling."""
+        """What is computed sample by sample: both towers, masked modelling, and what crops show."""
         video = self._tower("video", self.processors["video"].finish(batch["video"]))
         text = self._tower("text", batch["text"], self.processors["text"].mask(batch["text"]))
         found = {
@@ -125,17 +136,25 @@ class ALPRO(Method):
         }
         if self.mask_rate:
             found |= self._masked_modelling(batch, text.token_mask, video)
+        if self.prompter is not None:
+            found |= self._named_crops(batch, video)
         return found  # type: ignore[return-value]
 
     def losses(self, embeddings: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         video, text = (normalize(embeddings[name], dim=1) for name in MODALITIES)
-        matching, accuracy = self._matching(embeddings, (text @ video.T / self.temp).detach(), batch)
-        terms = {"vtc": clip_loss(video, text, 1 / self.temp), "vtm": matching}
-        self.statistics = {"accuracy/matching": accuracy}
+        matched = self._matched(embeddings, (text @ video.T / self.temp).detach(), batch)
+        logits, true = matched["logits"], len(video)
+        terms = {"vtc": clip_loss(video, text, 1 / self.temp), "vtm": matching_loss(logits, true)}
+        self.statistics = {"accuracy/matching": matching_accuracy(logits, true)}
         if self.mask_rate:
             count = embeddings["masked_count"]
             terms["mlm"] = mean_of_chosen(embeddings["masked_loss"], count, LOCAL)
             self.statistics["accuracy/masked"] = mean_of_chosen(embeddings["masked_right"], count, LOCAL)
+        if self.prompter is not None:
+            kept = embeddings["entities_kept"]
+            losses = cross_entropy(matched["entities"][:true].float(), embeddings["entities"], reduction="none")
+            terms["pem"] = mean_of_chosen(losses * kept, kept.long())
+            self.statistics["entities/kept"] = kept.float().mean()
         return terms
 
     def _tower(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> Encoding:
@@ -170,10 +189,23 @@ class ALPRO(Method):
         vocabulary = self._bert.embeddings.word_embeddings.num_embeddings
         return hide_tokens(batch["text"], chosen, tokenizer.mask_id, vocabulary)
 
-    def _matching(
+    def _named_crops(self, batch: dict[str, Any], video: Encoding) -> dict[str, Tensor]:
+        """The box of each clip's crop, what the crop shows by the teacher, and whether that counts."""
+        assert self.prompter is not None
+        if video.grid is None:
+            raise ValueError(
+                "Prompting entity modelling reads tokens in a box: the video tower must give them on a grid."
+            )
+        clips, grid = batch["video"], (video.grid[0], video.grid[1])
+        boxes = batch["boxes"] if "boxes" in batch else draw_boxes(len(clips), grid).to(clips.device)
+        still = batch["still"] if "still" in batch else stands_still(clips)
+        found = self.prompter(cropped(clips, boxes), still)
+        return {"boxes": boxes.flatten(1), "entities": found.labels, "entities_kept": found.kept}
+
+    def _matched(
         self, embeddings: dict[str, Tensor], by_text: Float[Tensor, "n n"], batch: dict[str, Any]
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """The loss and the accuracy over true pairs, texts with wrong videos, and videos with wrong texts."""
+    ) -> dict[str, Tensor]:
+        """What `_match` gives for true pairs, texts with wrong videos, and videos with wrong texts."""
         videos = texts = own = torch.arange(len(by_text), device=by_text.device)
         # The last batch of validation may be one sample: there are true pairs alone.
         if self.training or len(own) > 1:
@@ -182,17 +214,22 @@ class ALPRO(Method):
                 for name, logits in (("negative_video", by_text), ("negative_text", by_text.T))
             )
             videos, texts = torch.cat([own, wrong_video, own]), torch.cat([own, own, wrong_text])
-        rows = {name: embeddings[name][videos if name == "video_tokens" else texts] for name in FUSED}
+        names = {"video_tokens": videos, "text_tokens": texts, "text_mask": texts}
+        names |= {} if self.prompter is None else {"boxes": videos}
+        rows = {name: embeddings[name][index] for name, index in names.items()}
         with self.tower_precision():
-            logits = self.in_chunks(self._match, rows)["logits"]
-        return matching_loss(logits, len(own)), matching_accuracy(logits, len(own))
+            return self.in_chunks(self._match, rows)
 
     def _match(self, rows: dict[str, Any]) -> dict[str, Tensor]:
-        """The logits of pairs, one a row."""
+        """The logits of pairs, one a row, and those of the entities in their boxes."""
         dtype = self.itm_head.weight.dtype
         video, text = rows["video_tokens"].to(dtype), rows["text_tokens"].to(dtype)
         fused = self._bert.fuse_joined(Encoding(text[:, 0], text, rows["text_mask"]), Encoding(video[:, 0], video))
-        return {"logits": self.itm_head(fused.pooled)}
+        found = {"logits": self.itm_head(fused.pooled)}
+        if "boxes" in rows:
+            assert fused.tokens is not None
+            found["entities"] = self.mpm_head(inside(fused.tokens, rows["boxes"]))
+        return found
 
     @property
     def _bert(self) -> Any:
@@ -216,11 +253,10 @@ class ALPRO(Method):
         fusion_layer: int | None = None,
         dropout: float = 0.1,
         drop_path: float = 0.1,
+        entities: Sequence[str] | str | None = None,
         **options: Any,
     ) -> ALPRO:
         """From the released code's weights, pre-trained or fine-tuned for retrieval.
-
-        The teacher of pre-training, and the head that tells its entities, are left out.
 
         Args:
             checkpoint: a file, or a state dict.
@@ -230,6 +266,8 @@ class ALPRO(Method):
             fusion_layer: the first layer of the BERT that fuses; the first of the upper half if None.
             dropout: of the BERT, in training.
             drop_path: of the video tower, in training.
+            entities: what the teacher of a pre-trained model tells apart, as of `EntityPrompter`, in the order of its
+                head; the teacher and the head that tells entities are left out if None.
             options: further arguments of the constructor.
 
         Raises:
@@ -238,12 +276,14 @@ class ALPRO(Method):
         arguments, weights = read_official(
             checkpoint, video_processor, tokenizer, heads, fusion_layer, dropout, drop_path, options
         )
+        if entities is not None:
+            bert: Any = arguments["text_encoder"]
+            teacher = Prompter.from_official(checkpoint, video_processor, tokenizer, heads, bert.fusion_layer)
+            arguments["prompter"] = EntityPrompter(teacher, entities)
+            weights |= entity_weights(checkpoint, bert.fusion_layer)
         method = cls(**arguments)
         fill(method, weights)
         return method.eval()
-
-
-FUSED = ("video_tokens", "text_tokens", "text_mask")
 
 
 def _check(video: Encoder, text: Bert, mask_rate: float) -> None:
