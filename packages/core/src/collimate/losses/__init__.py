@@ -10,6 +10,7 @@ from collimate.losses.cwcl import cwcl_loss
 from collimate.losses.filip import filip_loss
 from collimate.losses.late_interaction import Selected, late_interaction, select_tokens
 from collimate.losses.local_to_global import local_to_global_loss
+from collimate.losses.mil_nce import mil_nce_loss, mil_nce_losses, symmetric_mil_nce_loss, symmetric_mil_nce_losses
 from collimate.losses.queue import FeatureQueue
 from collimate.losses.regions import RegionLosses, box_loss, region_losses, region_text_loss
 from collimate.losses.scores import symmetric_info_nce_of_scores
@@ -48,6 +49,8 @@ __all__ = [
     "info_nce_losses",
     "late_interaction",
     "local_to_global_loss",
+    "mil_nce_loss",
+    "mil_nce_losses",
     "region_losses",
     "region_text_loss",
     "select_tokens",
@@ -58,4 +61,6 @@ __all__ = [
     "symmetric_info_nce",
     "symmetric_info_nce_losses",
     "symmetric_info_nce_of_scores",
+    "symmetric_mil_nce_loss",
+    "symmetric_mil_nce_losses",
 ]
