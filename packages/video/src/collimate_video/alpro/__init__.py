@@ -12,8 +12,8 @@ the B pairs of a batch,
 The video's tokens are averaged over its frames before anything reads them; fusion is self-attention over the tokens of
 both, text first.
 
-The fourth loss, prompting entity modelling (PEM, section 3.3), is in `entities`. Its teacher, the `Prompter`, is a model
-that was trained on VTC alone, in a stage of its own.
+The fourth loss, prompting entity modelling (PEM, section 3.3), is in `entities`. Its teacher, the `Prompter`, is
+trained on VTC alone, in a stage of its own.
 
 Departures: contrast is over the samples of all ranks with their true places and gradients, where the released code
 takes the place on one machine; a batch in which no token is hidden costs 0, where it gives NaN; τ is clamped after a
