@@ -8,9 +8,22 @@ from collimate_video.reading import DecodedVideo, Frames, Framing, Video, open_v
 from collimate_video.sampling import Draws, HalfDraws, Sampler, SegmentCentres, SegmentDraws, SegmentStarts, Window
 from collimate_video.timesformer import TimeSformer, pooled_over_time
 from collimate_video.transcoding import encode
+from collimate_video.vatt import (
+    VATT,
+    Candidates,
+    TokenEncoder,
+    TokenTransformer,
+    VideoPatches,
+    Waveform,
+    WaveformNoise,
+    WavePatches,
+    WordTokens,
+)
 
 __all__ = [
     "ALPRO",
+    "VATT",
+    "Candidates",
     "ClipRandAugment",
     "DecodedVideo",
     "DenseClips",
@@ -26,10 +39,17 @@ __all__ = [
     "SegmentDraws",
     "SegmentStarts",
     "TimeSformer",
+    "TokenEncoder",
+    "TokenTransformer",
     "Video",
     "VideoAugmentation",
+    "VideoPatches",
     "VideoProcessor",
+    "WavePatches",
+    "Waveform",
+    "WaveformNoise",
     "Window",
+    "WordTokens",
     "encode",
     "open_video",
     "pooled_over_time",

@@ -218,6 +218,38 @@ def decode_video(data: bytes) -> Video:
     return Video(data)
 
 
+def has_pictures(raw: bytes | str | PathLike[str]) -> bool:
+    """Whether a file holds moving pictures or a still one, and not sound alone; the cover of an album does not count.
+
+    Raises:
+        Undecodable: it is neither.
+        FileNotFoundError: there is no such file.
+    """
+    with opened(raw) as container:
+        return any(not each.disposition & Disposition.attached_pic for each in container.streams.video)
+
+
+def read_sound(raw: bytes | str | PathLike[str], rate: int) -> Float32[Tensor, " S"]:
+    """The whole sound of a file that may hold nothing else, mono.
+
+    Args:
+        rate: samples a second.
+
+    Raises:
+        Undecodable: there is no sound track, or it is damaged.
+        FileNotFoundError: there is no such file.
+    """
+    with opened(raw) as container:
+        if not container.streams.audio:
+            raise Undecodable("no sound")
+        stream = container.streams.audio[0]
+        resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate)
+        parts = [frame.to_ndarray()[0] for frame in _resampled(container.decode(stream), resampler)]
+    if not parts:
+        raise Undecodable("no sound", "a track without any")
+    return torch.from_numpy(np.concatenate(parts))
+
+
 def shown_at(edges: Float64[np.ndarray, " N+1"], times: Sequence[float]) -> list[int]:
     """The number of the frame that is shown at each time.
 
