@@ -1,9 +1,11 @@
 """Moving scenes: what moves as it is said, stays in view, and comes out the same every time."""
 
+import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import soundfile
 
 from collimate.data import open_source
 from collimate_video import Video, VideoProcessor
@@ -15,6 +17,7 @@ from collimate_world import (
     OPPOSITE,
     Clip,
     ClipSource,
+    Sound,
     motion,
     motion_caption,
     moving,
@@ -110,6 +113,34 @@ def test_the_source():
     assert "cls" not in ClipSource(objects="2-3", frames=2, size=16).read(0)
 
 
+def test_clips_can_have_sound():
+    source = open_source("world-clip:train?length=40&frames=12&size=16&objects=2&sound=true&rate=8000")
+    sample = source.read(3)
+    found, rate = soundfile.read(io.BytesIO(sample["wav"]), dtype="float32")
+    assert (rate, len(found)) == (8000, 9600)
+    wanted = Sound(source.scene(3), 1.2, 8000).waveform
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    silent = ClipSource(length=40, frames=12, size=16, objects=2).read(3)
+    assert "wav" not in silent
+    assert np.array_equal(silent["mp4"], sample["mp4"])
+
+
+def test_a_share_of_clips_is_misaligned():
+    source = ClipSource(length=400, frames=2, size=16, sound=True, misaligned=0.4)
+    texts = [source.text_index(index) != index for index in range(400)]
+    sounds = [source.sound_index(index) != index for index in range(400)]
+    assert 0.3 < np.mean(texts) < 0.5
+    assert 0.3 < np.mean(sounds) < 0.5
+    assert 0.1 < np.mean(np.logical_and(texts, sounds)) < 0.25  # drawn apart
+    wrong = texts.index(True)
+    sample, aligned = source.read(wrong), ClipSource(length=400, frames=2, size=16, sound=True)
+    assert sample["json"]["text_index"] == source.text_index(wrong)
+    assert sample["txt"] == aligned.read(source.text_index(wrong))["txt"]
+    assert sample["wav"] == aligned.read(source.sound_index(wrong))["wav"]
+    assert np.array_equal(sample["mp4"], aligned.read(wrong)["mp4"])
+    assert sample["cls"] == aligned.read(wrong)["cls"]
+
+
 def test_clips_are_videos_and_can_be_written_as_files():
     sample = ClipSource(frames=10, size=64).read(0)
     assert VideoProcessor(4)(sample["mp4"]).shape == (4, 3, 224, 224)
@@ -128,6 +159,8 @@ def test_clips_are_videos_and_can_be_written_as_files():
         ({"frames": 0}, "frame"),
         ({"split": "x"}, "train"),
         ({"combinations": "some"}, "held_out"),
+        ({"misaligned": 1.5}, "share"),
+        ({"sound": True, "frames": 1, "objects": 3}, "too short"),
     ],
 )
 def test_what_cannot_be_is_refused(wrong, told):
