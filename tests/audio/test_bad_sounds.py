@@ -190,6 +190,13 @@ def test_a_video_without_sound_is_a_corrupt_sample(tmp_path):
     assert {reason for _, reason in loader.corrupt} == {"no sound in the file"}
 
 
+def test_a_video_that_was_opened_for_its_frames_is_heard_too(tmp_path):
+    from collimate_video import Video
+
+    path = video(tmp_path / "film.mp4")
+    assert torch.equal(FilterBank(0.3)(Video(path.read_bytes())), FilterBank(0.3)(path))
+
+
 def test_without_pyav_containers_say_what_is_missing(tmp_path, monkeypatch):
     path = video(tmp_path / "film.mp4")
     monkeypatch.setitem(sys.modules, "av", None)

@@ -34,6 +34,15 @@ def unpadded(waveform):
     return waveform[~waveform.isnan()]
 
 
+def test_what_evaluation_made_serves_training():
+    """Tables are made once a process; one that was made in inference mode could not be trained with."""
+    with torch.inference_mode():
+        filter_bank(torch.randn(1, 4_000), 16_000, 17)
+    waveforms = torch.randn(1, 4_000, requires_grad=True)
+    filter_bank(waveforms, 16_000, 17).sum().backward()
+    assert waveforms.grad is not None
+
+
 @pytest.mark.parametrize(("rate", "bands", "samples"), [(16_000, 128, 7_777), (16_000, 64, 400), (8_000, 40, 4_001)])
 def test_kaldi(rate, bands, samples):
     waveforms = torch.randn(3, samples, generator=torch.Generator().manual_seed(0)) * 0.2

@@ -199,12 +199,14 @@ class _Bands(NamedTuple):
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # who is first may evaluate, who comes later train
 def _povey_window(length: int, size: int, device: torch.device) -> Float[Tensor, " T"]:
     window = SCALE * torch.hann_window(length, periodic=False).pow(WINDOW_POWER)
     return torch.nn.functional.pad(window, (0, size - length)).to(device)
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # who is first may evaluate, who comes later train
 def _mel_bands(count: int, size: int, sample_rate: int, device: torch.device) -> list[_Bands]:
     """Triangles in mel, few at a time; Kaldi leaves out the bin of half the sampling rate."""
     lowest, highest = _mel(torch.tensor([LOWEST_HZ, sample_rate / 2], dtype=torch.float64)).tolist()

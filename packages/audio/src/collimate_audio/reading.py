@@ -31,13 +31,14 @@ def read_sound(raw: Any, rate: int) -> tuple[Float[Tensor, " N"], int]:
     """A mono waveform and its sampling rate.
 
     Args:
-        raw: a path, a file's bytes, a waveform (N) or (C, N), or a waveform and its rate.
+        raw: a path, a file's bytes, a waveform (N) or (C, N), a waveform and its rate, or an opened video.
         rate: of a waveform that comes without.
 
     Raises:
         ValueError: it is empty, cut short, damaged, or holds NaN or infinity.
         TypeError: it is none of these.
     """
+    raw = getattr(raw, "raw", raw)  # the file of a video, which the decoder of videos has opened
     if isinstance(raw, bytes | str | PathLike):
         name = f"{len(raw)} bytes" if isinstance(raw, bytes) else fspath(raw)
         waveform, rate = _read_file(raw, name)
