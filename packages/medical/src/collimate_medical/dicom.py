@@ -247,7 +247,7 @@ def _check(dataset: Dataset, name: str) -> None:
     """What is known before the picture is decoded."""
     if "PixelData" not in dataset:
         held = "a waveform" if "WaveformSequence" in dataset else f"modality {dataset.get('Modality') or 'unknown'}"
-        raise Undecodable("no picture in the DICOM file", f"{name} has no PixelData; it holds {held}")
+        raise Undecodable("no picture in the DICOM file", f"{name} has no PixelData: it holds {held}, or is cut short")
     if lacking := [tag for tag in _NEEDED if dataset.get(tag) is None]:
         raise Undecodable("damaged DICOM file", f"{name} lacks {', '.join(lacking)}")
     frames = int(dataset.get("NumberOfFrames") or 1)
@@ -298,7 +298,7 @@ def _refusal(dataset: Dataset, name: str, error: Exception) -> tuple[str, str]:
             "unreadable DICOM compression",
             f"{name}: TransferSyntaxUID is {syntax.name}: install python-gdcm, or decompress the file",
         )
-    reason = "truncated DICOM picture" if "length" in str(error) else "damaged DICOM picture"
+    reason = "truncated DICOM picture" if "less than expected" in str(error) else "damaged DICOM picture"
     return reason, f"{name}: PixelData, {syntax.name}: {type(error).__name__}: {error}"
 
 

@@ -127,7 +127,10 @@ class ECGProcessor(Processor):
         ecg = read_ecg(raw, self.array_rate)
         if self.missing == "refuse" and (absent := missing_leads(ecg)):
             raise Undecodable("missing leads", f"{', '.join(absent)}; there are {', '.join(ecg.leads)}")
-        signal, _ = filled(with_leads(ecg, self.leads).signal, ecg.rate, 0.0 if self.official else LONGEST_GAP)
+        ecg = with_leads(ecg, self.leads)
+        signal, _ = filled(ecg.signal, ecg.rate, 0.0 if self.official else LONGEST_GAP)
+        if not self.official:  # here, as the filter of another rate bends the ends of a constant
+            signal[[name in ecg.dead_leads for name in ecg.leads]] = 0
         signal = of_length(resampled(signal, ecg.rate, self.rate), self.samples)
         if self.remove_baseline:
             signal = without_baseline(signal, self.rate)
