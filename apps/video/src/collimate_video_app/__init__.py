@@ -4,10 +4,16 @@ from collimate.app import App, Verb
 
 APP = App(
     name="video",
-    summary="video and text: ALPRO",
+    summary="video, sound and text: ALPRO, VATT",
     package="collimate_video_app",
     demo="alpro_demo",
     verbs={
+        "entities": Verb(
+            "collimate_video.alpro.vocabulary:entities", "count the nouns of captions, for ALPRO to tell apart"
+        ),
+        "import-msrvtt": Verb("collimate_video.importing:import_msrvtt", "the table of MSR-VTT, with the split 1k-A"),
+        "import-didemo": Verb("collimate_video.importing:import_didemo", "the table of DiDeMo, a paragraph a video"),
+        "import-msvd": Verb("collimate_video.importing:import_msvd", "the table of MSVD"),
         "schedule": Verb(
             "collimate.training.schedule_command:schedule", "show how a schedule changes the batches of a run"
         ),
