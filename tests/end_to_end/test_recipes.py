@@ -41,6 +41,8 @@ def without_downloads(section: Any) -> Any:
     local = {key: without_downloads(value) for key, value in section.items() if key != "pretrained"}
     if str(local.get("names", "")).endswith(".csv"):  # lists of classes that come with data sets
         local["names"] = ["first", "second"]
+    if str(local.get("entities", "")).endswith(".txt"):  # vocabularies that are counted in captions
+        local["entities"] = ["dog", "ball"]
     return local
 
 

@@ -58,6 +58,15 @@ def test_its_loss_is_the_contrast_alone(batch):  # noqa: F811
     assert float(method.temp.detach()) == 0.5
 
 
+def test_what_a_bert_has_beyond_its_text_layers_does_not_learn(batch):  # noqa: F811
+    method = prompter(text_encoder=bert(token_head=False))
+    method.loss_terms(batch)["vtc"].backward()
+    learning = {name for name, parameter in method.named_parameters() if parameter.requires_grad}
+    assert learning == {name for name, parameter in method.named_parameters() if parameter.grad is not None}
+    assert "encoders.text.encoder.layer.0.output.dense.weight" in learning
+    assert "encoders.text.encoder.layer.1.output.dense.weight" not in learning
+
+
 def test_its_contrast_on_ranks(batch):  # noqa: F811
     method = prompter()
     rows = {name: each.detach() for name, each in method.embed(batch).items()}

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from collimate.encoders import Encoder, LinearProjection, projections_for
+from collimate.encoders import Bert, Encoder, LinearProjection, projections_for
 from collimate.encoding import Encoding
 from collimate.losses import clip_loss
 from collimate.processing import Processor, Tokenizer
@@ -24,8 +24,8 @@ class Prompter(Method):
     Li et al. 2022, arXiv 2112.09583, section 3.3; salesforce/ALPRO, modeling/alpro_models.py, `Prompter`. Then frozen,
     in `EntityPrompter`.
 
-    Departure: the official one carries the upper half of a BERT and heads that nothing trains or reads; here its BERT
-    ends where its text layers do.
+    Departure: the official one carries heads, and the upper half of a BERT, that nothing reads. Here there are no such
+    heads; what a BERT has beyond its text layers does not learn, and `from_official` leaves it out.
 
     Args:
         video_encoder: the video tower.
@@ -57,6 +57,9 @@ class Prompter(Method):
         super().__init__()
         self.processors = {"video": video_processor, "text": tokenizer}
         self.encoders = nn.ModuleDict({"video": video_encoder, "text": text_encoder})
+        if isinstance(text_encoder, Bert):  # parameters without a gradient would stop DDP
+            for unread in (*text_encoder.layers[text_encoder.fusion_layer :], text_encoder.cls or nn.Identity()):
+                unread.requires_grad_(False)
         heads = {name: LinearProjection(tower.width, embed_dim, bias=True) for name, tower in self.encoders.items()}  # type: ignore[arg-type]
         self.projections = projections_for(self.encoders, embed_dim, **heads)
         self.temp = nn.Parameter(torch.tensor(temperature))

@@ -98,7 +98,8 @@ class TokenEncoder(Encoder):
         super().__init__()
         _check(tokens, drop, drop_by)
         self.width = head_width or tokens.width
-        self.drop, self.drop_by = drop, drop_by
+        self.drop = drop
+        self.drop_by: DropBy = drop_by
         self.tokens, self.transformer = tokens, transformer
         self.first = nn.Parameter(torch.empty(1, 1, tokens.width))
         nn.init.trunc_normal_(self.first, std=INITIAL_STD)
