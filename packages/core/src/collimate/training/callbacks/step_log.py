@@ -66,7 +66,7 @@ class StepLog(Callback):
         world = distributed.world_size()
         metrics: dict[str, float] = {"loss": float(outputs["loss"])}
         if len(outputs["terms"]) > 1:
-            metrics |= {f"loss/{name}": float(value) for name, value in outputs["terms"].items()}
+            metrics |= {f"loss/{name}": float(value.detach()) for name, value in outputs["terms"].items()}
         metrics["samples_per_second"] = world * self._samples / elapsed
         metrics["data_wait"] = self._waited / elapsed
         metrics |= space_statistics(module, outputs["embeddings"])
