@@ -198,7 +198,7 @@ def apply_window(
         Undecodable: the window is no window.
         ValueError: there is no such window.
     """
-    from pydicom.pixels import apply_windowing
+    from pydicom.pixels.processing import apply_windowing
 
     if dataset.get("WindowCenter") is None or dataset.get("WindowWidth") is None:
         return values
@@ -284,7 +284,7 @@ def _check_stream(dataset: Dataset, name: str) -> None:
 
 def _refusal(dataset: Dataset, name: str, error: Exception) -> tuple[str, str]:
     """Why a picture could not be decoded: nothing installed reads its compression, or it is damaged."""
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
 
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if syntax is None:

@@ -55,7 +55,7 @@ def _length(group: Any, name: str) -> int:
 
 def _values(dataset: Any, group: int, name: str) -> np.ndarray:
     """(T, C), in the units of the file."""
-    from pydicom.waveforms import multiplex_array
+    from pydicom.waveforms.numpy_handler import multiplex_array
 
     try:
         return multiplex_array(dataset, group, as_raw=False)

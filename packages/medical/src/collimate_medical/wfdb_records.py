@@ -55,7 +55,7 @@ def read_wfdb(path: str | PathLike[str], first: int = 0, last: int | None = None
         raise Undecodable(
             "truncated or damaged WFDB signal", f"{record.name}: {type(error).__name__}: {error}"
         ) from None
-    return _ecg(signal, fields, record.name)
+    return _ecg(np.asarray(signal), fields, record.name)
 
 
 def decode_wfdb(header: bytes, signal: bytes) -> ECG:
