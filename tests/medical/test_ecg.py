@@ -202,6 +202,16 @@ def test_what_is_no_voltage_is_left_out(tmp_path):
     assert "none of them a voltage" in reason(read_wfdb, path)
 
 
+def test_channels_of_one_name(tmp_path):
+    path = record(tmp_path, ECG(np.ones((3, 100), np.float32), RATE, ("one", "two", "three")))
+    header = path.with_suffix(".hea")
+    text = header.read_text()
+    header.write_text(text.replace(" one", " ECG").replace(" two", " ECG").replace(" three", " V1"))
+    assert read_wfdb(path).leads == ("ECG", "ECG (2)", "V1")
+    header.write_text(text.replace(" one", " V1").replace(" two", " v1"))
+    assert "leads of one name (V1)" in reason(read_wfdb, path)
+
+
 def test_bad_records(tmp_path):
     path = record(tmp_path, beats(500))
     assert "rec has 500 samples; 900 to 950 were asked for" in reason(read_wfdb, path, 900, 950, error=ValueError)

@@ -5,11 +5,12 @@ import torch
 from torch import nn
 
 from collimate.checkpoints import load, save
-from collimate.encoders import Encoder, TimmImageEncoder
+from collimate.encoders import Encoder, HuggingFaceTextEncoder, TimmImageEncoder
 from collimate.encoding import Encoding
-from collimate.processing import Processor
+from collimate.processing import ClipTokenizer, Processor
 from collimate.testing import relative_error
 from collimate_medical.dropkey import DropKeyAttention, linear_shares
+from collimate_medical.ecg import MIMIC_LEADS
 from collimate_medical.explanation import attention_rollout, explain, recorded_attention
 from collimate_medical.more import PATIENT, MoRE
 from collimate_medical.processing import ECGProcessor, XRayProcessor
@@ -245,3 +246,17 @@ def test_towers_are_saved_and_loaded(tmp_path):
     )
     again = load(tmp_path / "tower")
     assert torch.equal(again(tower.example()).pooled, tower(tower.example()).pooled)
+
+
+def test_a_method_is_saved_and_loaded(tmp_path):
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    tokenizer = ClipTokenizer()
+    bert = HuggingFaceTextEncoder({"model_type": "bert", "vocab_size": tokenizer.vocab_size, **sizes})
+    towers = ImageTransformer(32, 16, **SIZES), ECGTransformer(200, stem_width=8, **SIZES), bert
+    model = MoRE(*towers, XRayProcessor(32), ECGProcessor(seconds=2, lead_order="mimic"), tokenizer, embed_dim=8)
+    save(model.eval(), tmp_path / "model")
+    again = load(tmp_path / "model").eval()
+    signal = again.processors["ecg"].example()
+    for modality, raw in {"ecg": signal, "text": "normal ecg", "xray": model.processors["xray"].example()}.items():
+        assert torch.equal(again.encode(modality, [raw]).pooled, model.encode(modality, [raw]).pooled)
+    assert ECGTransformer.from_pretrained(tmp_path / "model").processor.leads == MIMIC_LEADS

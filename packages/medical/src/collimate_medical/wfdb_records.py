@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from collimate.data.decoding import Undecodable
-from collimate_medical.ecg import ECG, MAX_SAMPLES, MILLIVOLTS, lead_name
+from collimate_medical.ecg import ECG, LEADS, MAX_SAMPLES, MILLIVOLTS, lead_name
 
 SIGNALS = ("dat", "mat")
 """The suffixes of signal files beside a header."""
@@ -108,4 +108,13 @@ def _ecg(signal: np.ndarray, fields: dict[str, Any], name: str) -> ECG:
         )
     factors = np.array([MILLIVOLTS[units[place]] for place in leads])
     values = (signal[:, leads] * factors).T.astype(np.float32)
-    return ECG(np.ascontiguousarray(values), float(fields["fs"]), tuple(names[place] for place in leads))
+    return ECG(np.ascontiguousarray(values), float(fields["fs"]), _apart([names[place] for place in leads]))
+
+
+def _apart(names: list[str]) -> tuple[str, ...]:
+    """Names that are no standard lead's, such as ECG, may be given twice: from the second on they get a number."""
+    counts = [names[: place + 1].count(name) for place, name in enumerate(names)]
+    return tuple(
+        f"{name} ({count})" if count > 1 and name not in LEADS else name
+        for name, count in zip(names, counts, strict=True)
+    )
