@@ -224,12 +224,6 @@ class AudioClassifier(Method):
         found = {**terms, **sound_metrics(logits.cpu(), targets.cpu(), self.labels.exclusive)}
         self.log_dict({f"val/{name}": value for name, value in found.items()}, sync_dist=False)
 
-    def config(self) -> dict[str, Any]:
-        """As for every Configurable, without `pretrained`."""
-        config = super().config()
-        config["init_args"].pop("pretrained", None)
-        return config
-
     @classmethod
     def from_official(
         cls, checkpoint: str | PathLike[str] | Mapping[str, Any], other_names: Sequence[str] | None = None

@@ -33,6 +33,8 @@ class Configurable:
     def config(self) -> dict[str, Any]:
         """The class and its constructor's arguments as plain data.
 
+        An argument `pretrained` says with which weights to begin, and is left out: what is saved has weights beside it.
+
         Raises:
             TypeError: an argument is neither plain data nor a `Configurable`.
         """
@@ -42,7 +44,8 @@ class Configurable:
         bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
         bound.apply_defaults()  # a later change of a default must not change what this object was
         init_args: dict[str, Any] = {}
-        for name, value in list(bound.arguments.items())[1:]:
+        arguments = {name: value for name, value in bound.arguments.items() if name != "pretrained"}
+        for name, value in list(arguments.items())[1:]:
             kind = bound.signature.parameters[name].kind
             if kind is inspect.Parameter.VAR_KEYWORD:
                 init_args.update({key: _plain(item, f"{name}.{key}") for key, item in value.items()})

@@ -119,12 +119,6 @@ class TimeSformer(Encoder):
     def example(self) -> Float[Tensor, "B T 3 H W"]:
         return waves(2, self.frames, 3, self.image_size, self.image_size)
 
-    def config(self) -> dict[str, Any]:
-        """As for every Configurable, without `pretrained`: what is saved has its weights beside it."""
-        config = super().config()
-        config["init_args"].pop("pretrained", None)
-        return config
-
     @classmethod
     def from_official(
         cls, checkpoint: str | PathLike[str] | Mapping[str, Any], prefix: str | None = None, **options: Any

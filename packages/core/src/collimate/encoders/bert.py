@@ -185,12 +185,6 @@ class Bert(Encoder):
         words = self.embeddings.word_embeddings.num_embeddings
         return strides(2, min(16, self.embeddings.position_embeddings.num_embeddings), below=words)
 
-    def config(self) -> dict[str, Any]:
-        """As for every Configurable, without `pretrained`: what is saved has its weights beside it."""
-        config = super().config()
-        config["init_args"].pop("pretrained", None)
-        return config
-
     def _through(self, layers: Any, hidden: Tensor, mask: Tensor | None, other: Encoding | None = None) -> Encoding:
         context = () if other is None else (other.tokens, other.mask)
         recompute = self.grad_checkpointing and self.training and torch.is_grad_enabled()

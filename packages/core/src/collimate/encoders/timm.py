@@ -79,12 +79,6 @@ class TimmImageEncoder(Encoder):
             return super().depths()
         return {f"model.{name}": depth for name, depth in depths_by_timm(self.model).items()}
 
-    def config(self) -> dict[str, Any]:
-        """As for every Configurable, without `pretrained`: what is saved has its weights beside it."""
-        config = super().config()
-        config["init_args"].pop("pretrained", None)
-        return config
-
     def _grid(self, inputs: Tensor, count: int) -> tuple[int, int] | None:
         """The patches' grid, or None where dropped patches have left none."""
         reduction = self.model.feature_info[-1]["reduction"]

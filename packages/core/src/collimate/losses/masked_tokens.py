@@ -132,6 +132,32 @@ def masked_token_losses(
     return (1 - alpha) * hard + alpha * soft
 
 
+def told_by_text(
+    logits: Float[Tensor, "K V"],
+    texts: MaskedTokens,
+    momentum_logits: Float[Tensor, "K V"] | None = None,
+    alpha: float = 0.0,
+) -> dict[str, Tensor]:
+    """What each text adds to the mean over all chosen tokens, so that a batch may be computed text by text.
+
+    Args:
+        logits, momentum_logits, alpha: as of `masked_token_losses`.
+        texts: in which the tokens were chosen.
+
+    Returns:
+        `masked_loss`, the sum of a text's losses, `masked_count`, how many they are, and `masked_right`, how many of
+        its tokens are told; each (B,), for `mean_of_chosen`.
+    """
+    labels, row = texts.labels[texts.chosen], texts.chosen.nonzero()[:, 0]
+    losses = masked_token_losses(logits, labels, momentum_logits, alpha)
+    none = losses.new_zeros(len(texts.ids))
+    return {
+        "masked_loss": none.index_add(0, row, losses),
+        "masked_count": texts.chosen.sum(1),
+        "masked_right": none.index_add(0, row, (logits.argmax(1) == labels).to(none.dtype)),
+    }
+
+
 def mean_of_chosen(
     totals: Float[Tensor, " n"], counts: Int64[Tensor, " n"], group: distributed.Group = None
 ) -> Float[Tensor, ""]:

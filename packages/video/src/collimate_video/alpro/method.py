@@ -19,8 +19,8 @@ from collimate.losses.masked_tokens import (
     MaskedTokens,
     choose_tokens,
     hide_tokens,
-    masked_token_losses,
     mean_of_chosen,
+    told_by_text,
 )
 from collimate.losses.matching import draw_negatives, matching_accuracy, matching_loss, negative_weights
 from collimate.processing import Processor, Tokenizer
@@ -168,14 +168,7 @@ class ALPRO(Method):
         fused = bert.fuse_joined(bert(text.ids, mask), video)
         assert fused.tokens is not None
         logits = bert.token_logits(fused.tokens[:, : mask.shape[1]][text.chosen])
-        labels, row = text.labels[text.chosen], text.chosen.nonzero()[:, 0]
-        losses = masked_token_losses(logits, labels)
-        none = losses.new_zeros(len(mask))
-        return {
-            "masked_loss": none.index_add(0, row, losses),
-            "masked_count": text.chosen.sum(1),
-            "masked_right": none.index_add(0, row, (logits.argmax(1) == labels).to(none.dtype)),
-        }
+        return told_by_text(logits, text)
 
     def _masked_text(self, batch: dict[str, Any], mask: Bool[Tensor, "B L"]) -> MaskedTokens:
         """The texts with some tokens hidden, never [CLS] and [SEP]; as drawn here, or as the batch holds them."""
@@ -236,12 +229,6 @@ class ALPRO(Method):
         return self.encoders["text"]
 
     # Weights ----------------------------------------------------------------------------------------------
-
-    def config(self) -> dict[str, Any]:
-        """As for every Configurable, without `pretrained`: what is saved has its weights beside it."""
-        config = super().config()
-        config["init_args"].pop("pretrained", None)
-        return config
 
     @classmethod
     def from_official(

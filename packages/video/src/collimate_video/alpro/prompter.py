@@ -84,12 +84,6 @@ class Prompter(Method):
         super().after_optimizer_step()
         self.temp.clamp_(*self.temperature_bounds)
 
-    def config(self) -> dict[str, Any]:
-        """As for every Configurable, without `pretrained`: what is saved has its weights beside it."""
-        config = super().config()
-        config["init_args"].pop("pretrained", None)
-        return config
-
     @classmethod
     def from_official(
         cls,

@@ -21,8 +21,8 @@ from collimate.losses.masked_tokens import (
     MaskedTokens,
     choose_tokens,
     hide_tokens,
-    masked_token_losses,
     mean_of_chosen,
+    told_by_text,
 )
 from collimate.losses.matching import draw_negatives, matching_accuracy, matching_loss, negative_weights
 from collimate.processing import Processor, Tokenizer
@@ -223,14 +223,7 @@ class TCL(Method):
         logits = self._token_logits(self.encoders["text"], text, mask, image)
         with torch.no_grad():
             soft = self._token_logits(self.momentum_encoders["text"], text, mask, taught)
-        labels, row = text.labels[text.chosen], text.chosen.nonzero()[:, 0]
-        losses = masked_token_losses(logits, labels, soft, self.softness)
-        none = losses.new_zeros(len(mask))
-        return {
-            "masked_loss": none.index_add(0, row, losses),
-            "masked_count": text.chosen.sum(1),
-            "masked_right": none.index_add(0, row, (logits.argmax(1) == labels).to(none.dtype)),
-        }
+        return told_by_text(logits, text, soft, self.softness)
 
     def _masked_text(self, batch: dict[str, Any], mask: Bool[Tensor, "B L"]) -> MaskedTokens:
         """The texts with some tokens hidden, never [CLS]; as drawn here, or as the batch holds them."""
@@ -290,12 +283,6 @@ class TCL(Method):
         return {"logits": self.itm_head(fused.pooled)}
 
     # Weights ----------------------------------------------------------------------------------------------
-
-    def config(self) -> dict[str, Any]:
-        """As for every Configurable, without `pretrained`: what is saved has its weights beside it."""
-        config = super().config()
-        config["init_args"].pop("pretrained", None)
-        return config
 
     @classmethod
     def from_official(
