@@ -333,9 +333,6 @@ def test_it_learns_and_its_checkpoint_knows_the_classes(table, tmp_path):
 
 
 def _validated(path, rank):
-    import logging
-
-    logging.disable(logging.WARNING)
     cli = cli_for([f"--config={path}"], "train")
     cli.model.trainer = cli.trainer
     cli.datamodule.trainer = cli.trainer

@@ -51,7 +51,11 @@ def test_stages_fill_the_run_and_get_finer(frames, crop, gaps, factor, long, sho
     ends = [0, *(stage.end for stage in found.planned)]
     assert [stage.start for stage in found.planned] == ends[:-1]
     assert ends == sorted(ends)
-    assert found.total_epochs == (round if long else int)(sum(gaps) * factor)
+    whole = sum(gaps) * factor
+    if long:
+        assert abs(found.total_epochs - whole) <= 0.5 + 1e-9  # a sum of shares, which may end on either side of a half
+    else:
+        assert found.total_epochs == int(whole)
     by_step = {}
     for stage in found.planned:
         by_step.setdefault(stage.lr_index, []).append(stage.frames * stage.crop**2)
