@@ -25,7 +25,6 @@ from collimate.data.decoding import (
     IMAGES,
     Undecodable,
     decode_array,
-    extensions_of,
     register_decoder,
     register_modality,
 )
@@ -135,5 +134,5 @@ register_decoder(decode_dicom, "dcm")
 register_decoder(read_dicom_ecg, "ecg.dcm")
 register_decoder(decode_ecg, "ecg.npz")
 register_modality("xray", "dcm", *IMAGES)
-register_modality("image", *dict.fromkeys((*extensions_of("image"), "dcm")))
+register_modality("image", "dcm")
 register_modality("ecg", *ECGS)

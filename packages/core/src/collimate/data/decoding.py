@@ -44,8 +44,8 @@ def register_decoder(decode: Decoder, *extensions: str) -> None:
 
 
 def register_modality(modality: str, *extensions: str) -> None:
-    """Say under which keys of a sample a modality lies, the preferred one first."""
-    _MODALITIES[modality] = extensions
+    """Say under which keys of a sample a modality lies, the preferred one first; after those that are known already."""
+    _MODALITIES[modality] = tuple(dict.fromkeys((*_MODALITIES.get(modality, ()), *extensions)))
 
 
 def extensions_of(modality: str) -> tuple[str, ...]:
