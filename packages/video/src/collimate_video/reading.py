@@ -41,6 +41,7 @@ VIDEOS = ("mp4", "webm", "mkv", "mov", "avi", "mpg")
 ARRAY_RATE = 10.0  # ours, as in the world: frames a second of an array that comes without a rate
 MISSING_SECONDS, MISSING_SHARE = 0.25, 0.05  # ours: an end so much before the promised one is no rounding
 TIMELESS = "avi"  # the format that does not say when frames are shown which are not in the order of decoding
+UNSEEKABLE = (TIMELESS, "mpeg")  # the latter packs several frames under one stamp, and a seek lands between them
 PREROLL = 0.2  # seconds of sound decoded before the wanted ones, because codecs need some to start
 
 _SCALERS = {"bicubic": Interpolation.BICUBIC, "bilinear": Interpolation.BILINEAR, "nearest": Interpolation.POINT}
@@ -373,8 +374,9 @@ class _Decoder:
         self.container, self.stream, self.index = container, stream, index
         self.key_stamps = [shown for shown, _ in index.keys]
         self.key = -1  # the number of the key frame from which on it decodes
-        self.seeks = container.format.name != TIMELESS
-        self.frames: Iterator[Any] = _stamped(container, stream) if self.seeks else _counted(container, stream, index)
+        self.seeks = container.format.name not in UNSEEKABLE
+        timeless = container.format.name == TIMELESS
+        self.frames: Iterator[Any] = _counted(container, stream, index) if timeless else _stamped(container, stream)
         self.last: Any = None
         self.pending: Any = None
 
