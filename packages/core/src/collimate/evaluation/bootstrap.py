@@ -76,4 +76,4 @@ def _weights(size: int, groups: Tensor | None, resamples: int, seed: int) -> Ite
         rows = min(block, resamples - first)
         drawn = torch.randint(units, (rows, units), generator=generator)
         counts = torch.zeros(rows, units).scatter_add_(1, drawn, torch.ones(rows, units))
-        yield counts if groups is None else counts[:, groups]
+        yield counts if groups is None else counts.index_select(1, groups)

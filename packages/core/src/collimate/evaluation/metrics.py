@@ -1,6 +1,6 @@
 """Metrics of classification, retrieval and paired choice: pure functions of scores and labels.
 
-Every metric is a fraction between 0 and 1, not a percentage. Equal scores are ranked by their order, the first one
+Every metric is a fraction between 0 and 1, not a percentage. In ranks, equal scores stand in their order, the first one
 best: of two identical images only the first is ever found at rank 1. Each `..._metrics` function has a `..._statistic`
 beside it, the same metrics as a function of sample weights, for `bootstrap.confidence_intervals`.
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from collimate.evaluation.bootstrap import Statistic, evaluate
+from collimate.evaluation.label_ranking import LabelRanking
 
 RECALLS = (1, 5, 10)
 BLOCK = 2**24  # scores held at a time
@@ -131,20 +132,27 @@ def multilabel_statistic(scores: Float[Tensor, "N C"], labels: Shaped[Tensor, "N
     if scores.shape != labels.shape:
         raise ValueError(f"The scores are {tuple(scores.shape)}, the labels {tuple(labels.shape)}.")
 
+    rankings = _rankings(scores, labels)
+
     def statistic(weights: Float[Tensor, "R N"]) -> dict[str, Tensor]:
-        precisions, areas = _average_precision(scores, labels, weights), _auroc(scores, labels, weights)
+        found = [ranking(weights) for ranking in rankings]
+        precisions = torch.stack([each.average_precision for each in found], 1)
         return {
             "mean_average_precision": precisions.nan_to_num(0).mean(1),
             "mean_average_precision_of_present": precisions.nanmean(1),
-            "auroc": areas.nanmean(1),
+            "auroc": torch.stack([each.auroc for each in found], 1).nanmean(1),
         }
 
     return statistic
 
 
 def average_precision(scores: Float[Tensor, "N C"], labels: Shaped[Tensor, "N C"]) -> Float[Tensor, " C"]:
-    """For each class, the mean over its positives of the precision at their rank; 0 for a class without positives."""
-    return _average_precision(scores, labels, torch.ones(1, len(labels)))[0].nan_to_num(0)
+    """For each class, the precisions at its positives' scores, each weighed by its share of the positives; 0 without.
+
+    Equal scores are one threshold, as in scikit-learn.
+    """
+    once = torch.ones(1, len(labels))
+    return torch.cat([ranking(once).average_precision for ranking in _rankings(scores, labels)]).nan_to_num(0)
 
 
 def auroc(scores: Float[Tensor, "N C"], labels: Shaped[Tensor, "N C"]) -> Float[Tensor, " C"]:
@@ -152,32 +160,11 @@ def auroc(scores: Float[Tensor, "N C"], labels: Shaped[Tensor, "N C"]) -> Float[
 
     It is the share of (positive, negative) pairs that are ranked right, an equal pair counting as half.
     """
-    return _auroc(scores, labels, torch.ones(1, len(labels)))[0]
+    return torch.cat([ranking(torch.ones(1, len(labels))).auroc for ranking in _rankings(scores, labels)])
 
 
-def _average_precision(scores: Tensor, labels: Tensor, weights: Tensor) -> Float[Tensor, "R C"]:
-    columns = []
-    for score, label in zip(scores.T, labels.T, strict=True):
-        order = score.argsort(descending=True, stable=True)
-        weight = weights[:, order].double()
-        positive = weight * label[order]
-        precision = positive.cumsum(1) / weight.cumsum(1).clamp_min(1)
-        columns.append((precision * positive).sum(1) / positive.sum(1))
-    return torch.stack(columns, 1)
-
-
-def _auroc(scores: Tensor, labels: Tensor, weights: Tensor) -> Float[Tensor, "R C"]:
-    columns = []
-    for score, label in zip(scores.T, labels.T, strict=True):
-        values, place = score.unique(return_inverse=True)  # ascending; equal scores share a place
-        weight = weights.double()
-        positive, negative = (
-            weight.new_zeros(len(weight), len(values)).index_add_(1, place, weight * share)
-            for share in (label, 1 - label.double())
-        )
-        below = negative.cumsum(1) - negative / 2
-        columns.append((positive * below).sum(1) / (positive.sum(1) * negative.sum(1)))
-    return torch.stack(columns, 1)
+def _rankings(scores: Tensor, labels: Tensor) -> list[LabelRanking]:
+    return [LabelRanking(score, label) for score, label in zip(scores.T, labels.T, strict=True)]
 
 
 # Retrieval ------------------------------------------------------------------------------------------------------
