@@ -6,8 +6,8 @@ import json
 import pytest
 
 from collimate.data import open_source
+from collimate.evaluation.answers import answer, judge
 from collimate_audio import cross_validation
-from collimate_audio.classification import answer, judge
 from collimate_audio.cross_validation import cross_validate, folds_of
 
 from .test_fine_tuning import NAMES, recipe, table, tone  # noqa: F401 - a fixture
@@ -78,7 +78,7 @@ def test_answers_are_written_and_judged(folds, tmp_path):
         assert first["labels"] == "low"
         assert first["class 1"] == next(iter(direct))
         assert float(first["probability 1"]) == pytest.approx(next(iter(direct.values())), abs=1e-4)
-        result = judge(answers, exclusive, resamples=20)
+        result = judge(answers, model, resamples=20)
         assert result.metrics["acc1" if exclusive else "mAP"] is not None
         from collimate.evaluation.report import Report
 
@@ -90,9 +90,10 @@ def test_data_without_labels_is_answered_but_not_judged(folds, tmp_path):
     from .test_fine_tuning import ClassLabels, classifier
 
     source = open_source(str(folds.parent), extensions=("wav",))
-    answers = answer(classifier(ClassLabels(NAMES)).eval(), source, limit=4)
+    model = classifier(ClassLabels(NAMES)).eval()
+    answers = answer(model, source, limit=4)
     assert answers.targets is None
     answers.write(tmp_path / "answers.csv")
     assert "labels" not in (tmp_path / "answers.csv").read_text().splitlines()[0]
     with pytest.raises(ValueError, match="no labels"):
-        judge(answers, False)
+        judge(answers, model)

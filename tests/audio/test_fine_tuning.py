@@ -18,9 +18,9 @@ from collimate.encoding import Encoding
 from collimate.processing import ClassLabels
 from collimate.testing import assert_same_on_ranks, run_on_ranks
 from collimate.training import Optimization
+from collimate.training.classifier import one_label_loss, several_labels_loss
 from collimate.training.run import cli_for, fit
 from collimate_audio import AudioClassifier, BEATs, BeatsHead, FilterBank, Mixup, SpectrogramMasks, trained_encoder
-from collimate_audio.fine_tuning import one_label_loss, several_labels_loss, sound_metrics
 
 TINY = {
     "width": 24,
@@ -95,13 +95,13 @@ def test_metrics_are_scikit_learns():
     generator = torch.Generator().manual_seed(0)
     scores, targets = torch.randn(60, 5, generator=generator), (torch.rand(60, 5, generator=generator) < 0.3).float()
     targets[:, 4] = 0  # a class without a positive is left out
-    found = sound_metrics(scores, targets, exclusive=False)
+    found = classifier(ClassLabels(list("abcde"))).metrics(scores, targets)
     assert found["mAP"] == pytest.approx(average_precision_score(targets[:, :4], scores[:, :4], average="macro"))
     area = roc_auc_score(targets[:, :4], scores[:, :4], average="macro")
     assert found["mAUC"] == pytest.approx(area)
     assert 0.5 * (1 + math.erf(found["d_prime"] / 2)) == pytest.approx(area)  # Phi(d' / sqrt 2)
     one = torch.eye(3)[[0, 0, 0, 1]]
-    assert sound_metrics(torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]]), one, exclusive=True) == {
+    assert classifier().metrics(torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]]), one) == {
         "acc1": 0.75,
         "mean_per_class_recall": pytest.approx((2 / 3 + 1) / 2),
     }

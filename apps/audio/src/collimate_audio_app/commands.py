@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 
@@ -71,19 +70,8 @@ def classify(
         resamples: of the bootstrap intervals; 0 for none, which of hundreds of classes take long.
     """
     import collimate
-    from collimate.console import say
-    from collimate.data import open_source
-    from collimate.evaluation.commands import publish
+    from collimate.evaluation.commands import tell_classes
     from collimate_audio import AudioClassifier
-    from collimate_audio.classification import answer, judge
 
     model = AudioClassifier.from_official(checkpoint) if checkpoint.endswith(".pt") else collimate.load(checkpoint)
-    if not isinstance(model, AudioClassifier):
-        raise ValueError(f"{checkpoint} holds a {type(model).__name__}, which knows no classes: fine-tune it first.")
-    answers = answer(model, open_source(data), batch_size, num_workers, device, precision, limit)
-    table = Path(output) / "answers.csv"
-    answers.write(table, top)
-    if answers.targets is None:
-        say(f"Answers: {table}\nThe data has no labels to judge them by.")
-    else:
-        publish(judge(answers, model.labels.exclusive, resamples), checkpoint, output, Answers=table)
+    tell_classes(model, checkpoint, data, output, top, batch_size, num_workers, device, precision, limit, resamples)

@@ -24,11 +24,11 @@ from collimate.checkpoints import load
 from collimate.console import say
 from collimate.data import TableSource, open_source
 from collimate.data.files import write_atomically
+from collimate.evaluation.answers import answer, judge
 from collimate.evaluation.report import Report
 from collimate.evaluation.result import Result
 from collimate.training.method import Method
 from collimate.training.run import cli_for, fit
-from collimate_audio.classification import answer, judge
 
 PLAN, RESULT = "plan.json", "result.json"
 
@@ -135,7 +135,7 @@ def _judge(model: Path, data: str, folder: Path, batch_size: int) -> None:
     classifier: Any = load(model)
     answers = answer(classifier, open_source(data), batch_size)
     answers.write(folder / "answers.csv")
-    found = judge(answers, classifier.labels.exclusive, resamples=0)
+    found = judge(answers, classifier, resamples=0)
     write_atomically(folder / RESULT, json.dumps(found.to_json(), indent=1).encode())
 
 

@@ -22,19 +22,14 @@ from os import PathLike
 from statistics import NormalDist
 from typing import Any
 
-import torch
 from jaxtyping import Float
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from collimate import distributed
 from collimate.checkpoints.files import CheckpointError
-from collimate.distributed import Group
 from collimate.encoders import Encoder
 from collimate.encoding import Encoding
-from collimate.evaluation.metrics import classification_metrics, multilabel_metrics
 from collimate.processing import ClassLabels, Processor
-from collimate.training import Method
+from collimate.training import Classifier
 from collimate_audio.augmentations import Mixup, SpectrogramMasks
 from collimate_audio.beats import BEATs, BeatsHead, masked_mean
 from collimate_audio.draws import noise_of, seed_step
@@ -43,51 +38,11 @@ from collimate_audio.pretraining import check_front_end
 from collimate_audio.trained import trained_encoder
 
 
-def one_label_loss(
-    logits: Float[Tensor, "B K"], targets: Float[Tensor, "B K"], label_smoothing: float = 0.0, group: Group = None
-) -> Float[Tensor, ""]:
-    """Softmax cross entropy, the mean over the clips of all ranks.
-
-    Args:
-        targets: of each clip the one class, as 0 and 1.
-        label_smoothing: the share of the target that all classes share.
-    """
-    return _mean(functional.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="none"), group)
-
-
-def several_labels_loss(
-    logits: Float[Tensor, "B K"], targets: Float[Tensor, "B K"], group: Group = None
-) -> Float[Tensor, ""]:
-    """Binary cross entropy with the sigmoid, the mean over classes and over the clips of all ranks.
-
-    Args:
-        targets: between 0 and 1, as of mixed clips.
-    """
-    return _mean(functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1), group)
-
-
-def sound_metrics(scores: Float[Tensor, "N K"], targets: Float[Tensor, "N K"], exclusive: bool) -> dict[str, float]:
-    """What fine-tuned models are compared by.
-
-    Returns:
-        For clips of one class each, `acc1` and `mean_per_class_recall`, which is called unweighted accuracy where
-        emotions are recognized. Else `mAP`, the mean average precision over the classes that occur; `mAUC`, the mean
-        area under the ROC curve; and d' = sqrt(2) Phi^-1(mAUC).
-    """
-    if exclusive:
-        found = classification_metrics(scores, targets.argmax(1))
-        return {name: found[name] for name in ("acc1", "mean_per_class_recall")}
-    found = multilabel_metrics(scores, targets)
-    area = found["auroc"]
-    d_prime = math.sqrt(2) * NormalDist().inv_cdf(area) if 0 < area < 1 else math.nan
-    return {"mAP": found["mean_average_precision_of_present"], "mAUC": area, "d_prime": d_prime}
-
-
-class AudioClassifier(Method):
+class AudioClassifier(Classifier):
     """An audio encoder that is fine-tuned to tell classes.
 
     What it was taught is part of it: `classify` and `collimate audio classify` answer with the names of `labels`, in
-    whose order the outputs stand. Validation logs `sound_metrics`, the same on any number of ranks.
+    whose order the outputs stand. Validation logs `metrics`, the same on any number of ranks.
 
     Args:
         encoder: what is fine-tuned, with the dropout of this training; `collimate.encoders.Frozen` around
@@ -108,8 +63,6 @@ class AudioClassifier(Method):
             front end.
     """
 
-    modalities = ("audio",)
-
     def __init__(
         self,
         encoder: Encoder,
@@ -122,9 +75,7 @@ class AudioClassifier(Method):
         seed: int = 0,
         pretrained: str | None = None,
     ) -> None:
-        super().__init__()
-        self.one_label = labels.exclusive and mixup is None
-        if label_smoothing and not self.one_label:
+        if label_smoothing and mixup is not None:
             raise ValueError(
                 "label_smoothing belongs to the softmax of exclusive classes without mixup; the binary cross entropy "
                 "has none: set it to 0."
@@ -133,16 +84,12 @@ class AudioClassifier(Method):
             _fill(encoder, pretrained)
         if isinstance(processor, FilterBank):
             check_front_end(encoder.processor, processor, "encoder")
-        self.processors = {"audio": processor, "labels": labels}
-        self.encoders = nn.ModuleDict({"audio": encoder})
-        self.head = BeatsHead(encoder.width, len(labels), labels.names, head_dropout)
-        self.label_smoothing, self.mixup, self.masks, self.seed = label_smoothing, mixup, masks, seed
-        self._validated: list[tuple[Tensor, Tensor, Tensor]] = []
+        super().__init__(encoder, labels, processor, "audio", head_dropout, label_smoothing)
+        self.one_label = labels.exclusive and mixup is None
+        self.mixup, self.masks, self.seed = mixup, masks, seed
 
-    @property
-    def labels(self) -> ClassLabels:
-        """What the outputs stand for."""
-        return self.processors["labels"]  # type: ignore[return-value]
+    def new_head(self, width: int, labels: ClassLabels, dropout: float) -> BeatsHead:
+        return BeatsHead(width, len(labels), labels.names, dropout)
 
     def forward(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> Encoding:
         encoding = self.encoders[modality](inputs, mask)
@@ -164,42 +111,25 @@ class AudioClassifier(Method):
             bank = self.masks(bank, frames, noise)
         return {"logits": self.logits(self("audio", bank, frames))}
 
-    def losses(self, embeddings: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
-        logits, targets = embeddings["logits"], batch["labels"].float()
-        best = logits.argmax(1, keepdim=True)
-        self.statistics = {"best class/right": (targets.gather(1, best) > 0).float().mean()}
-        if self.one_label:
-            return {"classification": one_label_loss(logits, targets, self.label_smoothing)}
-        return {"classification": several_labels_loss(logits, targets)}
-
     def logits(self, encoding: Encoding) -> Float[Tensor, "B K"]:
         """y of each clip; for an encoder without tokens, of its pooled vector."""
         if encoding.tokens is None:
             encoding = Encoding(encoding.pooled, encoding.pooled[:, None])
         return self.head(encoding)
 
-    def probabilities(self, encoding: Encoding) -> Float[Tensor, "B K"]:
-        """Of each class; those of exclusive classes sum to 1."""
-        logits = self.logits(encoding).float()
-        return logits.softmax(1) if self.labels.exclusive else logits.sigmoid()
+    def metrics(self, scores: Float[Tensor, "N K"], targets: Float[Tensor, "N K"]) -> dict[str, float]:
+        """What fine-tuned models of sound are compared by.
 
-    @torch.inference_mode()
-    def classify(self, sounds: Sequence[Any], top: int = 5) -> list[dict[str, float]]:
-        """The likeliest classes of sounds with their probabilities, the best first.
-
-        Args:
-            sounds: whatever the processor takes: paths, bytes, waveforms with their rates.
-            top: how many classes of each.
+        Returns:
+            For clips of one class each, `acc1` and `mean_per_class_recall`, which is called unweighted accuracy where
+            emotions are recognized. Else `mAP`, the mean average precision over the classes that occur; `mAUC`, the
+            mean area under the ROC curve; and d' = sqrt(2) Phi^-1(mAUC).
         """
-        from collimate.evaluation.features import evaluating
-
-        with evaluating(self):
-            found = self.probabilities(self.encode("audio", sounds)).cpu()
-        best = found.topk(min(top, found.shape[1]))
-        return [
-            {self.labels.names[number]: value for number, value in zip(numbers, values, strict=True)}
-            for numbers, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
+        found = super().metrics(scores, targets)
+        if "mAUC" in found:
+            area = found["mAUC"]
+            found["d_prime"] = math.sqrt(2) * NormalDist().inv_cdf(area) if 0 < area < 1 else math.nan
+        return found
 
     # Training ---------------------------------------------------------------------------------------------------
 
@@ -208,21 +138,6 @@ class AudioClassifier(Method):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         return super().training_step(batch if self.mixup is None else self.mixup(batch), batch_idx)
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        embeddings, valid = self._embeddings(batch), batch["valid"]
-        self._validated.append((embeddings["logits"].float()[valid], batch["labels"][valid], batch["index"][valid]))
-        return {"embeddings": embeddings}
-
-    def on_validation_epoch_end(self) -> None:
-        logits, targets, index = (torch.cat(rows) for rows in zip(*self._validated, strict=True))
-        self._validated.clear()
-        logits, targets = (distributed.gather_ordered(rows, index) for rows in (logits, targets))
-        if not len(logits):
-            return
-        terms = self._terms({"logits": logits}, {"labels": targets})
-        found = {**terms, **sound_metrics(logits.cpu(), targets.cpu(), self.labels.exclusive)}
-        self.log_dict({f"val/{name}": value for name, value in found.items()}, sync_dist=False)
 
     @classmethod
     def from_official(
@@ -257,8 +172,3 @@ def _fill(encoder: Encoder, source: str) -> None:
             f"encoder these. ({str(error).splitlines()[-1].strip()})"
         ) from error
     encoder.processor = trained.processor
-
-
-def _mean(each: Float[Tensor, " B"], group: Group) -> Float[Tensor, ""]:
-    """The mean over the clips of all ranks, as the mean over ranks of what each returns."""
-    return each.sum() * distributed.global_share(distributed.row_counts(each, group))

@@ -26,6 +26,7 @@ CORE_VERBS: Mapping[str, Verb] = {
     "zero-shot": Verb("collimate.evaluation.commands:zero_shot", "classify by class names, without training"),
     "retrieval": Verb("collimate.evaluation.commands:retrieval", "rank one modality by another, both ways"),
     "probe": Verb("collimate.evaluation.commands:probe", "linear and nearest-neighbour probes of a frozen encoder"),
+    "classify": Verb("collimate.evaluation.commands:classify", "tell classes by a classifier trained on them"),
     "embed": Verb("collimate.evaluation.commands:embed", "write the embeddings of a data set"),
     "export": Verb("collimate.checkpoints.commands:export", "write a checkpoint in another format"),
 }

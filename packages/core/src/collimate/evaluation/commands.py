@@ -415,6 +415,72 @@ def regions(
     publish(found, checkpoint, output)
 
 
+def classify(
+    checkpoint: str,
+    data: str,
+    output: str = "runs/classify",
+    top: int = 5,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: str = "auto",
+    precision: Literal["float32", "bfloat16", "float16"] = "float32",
+    limit: int | None = None,
+    resamples: int = 1000,
+) -> None:
+    """Tell the classes of samples by a classifier that was trained on them; where they have labels, how right that is.
+
+    Args:
+        checkpoint: a model folder, or a .ckpt of a training run, of a `Classifier`.
+        data: samples, with labels or without (see `collimate data inspect`).
+        output: the folder of answers.csv and, where there are labels, report.html and report.json.
+        top: how many of each sample's likeliest classes the table has.
+        batch_size: samples encoded at a time.
+        num_workers: processes that read and decode; 0 reads in this one.
+        device: `auto` is the first GPU where there is one, else the CPU.
+        precision: of the encoder.
+        limit: at most so many samples, spread over the data.
+        resamples: of the bootstrap intervals; 0 for none, which of hundreds of classes take long.
+    """
+    import collimate
+
+    model = collimate.load(checkpoint)
+    tell_classes(model, checkpoint, data, output, top, batch_size, num_workers, device, precision, limit, resamples)
+
+
+def tell_classes(
+    model: Any,
+    checkpoint: str,
+    data: str,
+    output: str,
+    top: int,
+    batch_size: int,
+    num_workers: int,
+    device: str,
+    precision: Literal["float32", "bfloat16", "float16"],
+    limit: int | None,
+    resamples: int,
+) -> None:
+    """`classify` with a model that is loaded.
+
+    Raises:
+        ValueError: it is no classifier.
+    """
+    from collimate.console import say
+    from collimate.data import open_source
+    from collimate.evaluation.answers import answer, judge
+    from collimate.training import Classifier
+
+    if not isinstance(model, Classifier):
+        raise ValueError(f"{checkpoint} holds a {type(model).__name__}, which knows no classes: fine-tune it first.")
+    answers = answer(model, open_source(data), batch_size, num_workers, device, precision, limit)
+    table = Path(output) / "answers.csv"
+    answers.write(table, top)
+    if answers.targets is None:
+        say(f"Answers: {table}\nThe data has no labels to judge them by.")
+    else:
+        publish(judge(answers, model, resamples), checkpoint, output, Answers=table)
+
+
 def publish(found: Result, checkpoint: str, output: str, **further: Path) -> None:
     """Print what an evaluation found, write its report, and say where that lies: the end of every verb.
 

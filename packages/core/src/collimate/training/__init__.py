@@ -1,5 +1,6 @@
 """Training: the Method base, optimization, gradient cache and callbacks."""
 
+from collimate.training.classifier import Classifier
 from collimate.training.gradient_cache import embed_in_chunks
 from collimate.training.method import Method
 from collimate.training.momentum import follow, momentum_copy
@@ -8,6 +9,7 @@ from collimate.training.optimization import Optimization, parameter_groups
 from collimate.training.phases import PhaseSchedule
 
 __all__ = [
+    "Classifier",
     "Method",
     "MultigridSchedule",
     "Optimization",

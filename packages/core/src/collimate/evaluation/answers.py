@@ -1,6 +1,6 @@
-"""What a fine-tuned model makes of a data set: its classes for each clip and, where there are labels, how right it is.
+"""What a classifier makes of a data set: its classes for each sample and, where there are labels, how right it is.
 
-Shape legend: N clips, K classes.
+Shape legend: N samples, K classes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collimate.evaluation.features import Features, Precision, extract
 from collimate.evaluation.metrics import classification_statistic, multilabel_statistic
 from collimate.evaluation.report import Report
 from collimate.evaluation.result import Result, number
-from collimate_audio.fine_tuning import AudioClassifier, sound_metrics
+from collimate.training import Classifier
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Answers:
     Attributes:
         probabilities: (N, K), of the model's classes.
         targets: (N, K), 0 or 1; None where samples have no labels.
-        features: names and settings of the clips.
+        features: names and settings of the samples.
         names: of the classes.
     """
 
@@ -43,7 +43,7 @@ class Answers:
     names: list[str]
 
     def write(self, path: Path, top: int = 5) -> None:
-        """A .csv table: each clip with its labels and its likeliest classes, the best first."""
+        """A .csv table: each sample with its labels and its likeliest classes, the best first."""
         best = self.probabilities.topk(min(top, len(self.names)))
         ranked = [f"{what} {rank + 1}" for rank in range(best.values.shape[1]) for what in ("class", "probability")]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,12 +66,14 @@ class SeveralLabelsResult(Result):
 
     def add_to(self, report: Report) -> None:
         super().add_to(report)
-        rows = [[each["class"], each["clips"], number(each["average precision"])] for each in self.details["per_class"]]
-        report.add_table(["class", "clips", "average precision"], rows, "Per class")
+        rows = [
+            [each["class"], each["samples"], number(each["average precision"])] for each in self.details["per_class"]
+        ]
+        report.add_table(["class", "samples", "average precision"], rows, "Per class")
 
 
 def answer(
-    model: AudioClassifier,
+    model: Classifier,
     source: Source,
     batch_size: int = 64,
     num_workers: int = 0,
@@ -83,7 +85,7 @@ def answer(
 
     Args:
         model: with its classes.
-        source: clips, with labels or without.
+        source: samples, with labels or without.
         batch_size, num_workers, device, precision, limit: see `collimate.evaluation.features.extract`.
 
     Raises:
@@ -92,36 +94,39 @@ def answer(
     model.labels.check_source(source)
     labelled = bool(set(LABELS) & source.peek(0, LABELS).keys())
     also = ["labels"] if labelled else []
-    features = extract(model, source, ["audio"], also, False, batch_size, num_workers, device, precision, limit)
-    pooled = features.encodings["audio"].pooled
+    features = extract(
+        model, source, list(model.modalities), also, False, batch_size, num_workers, device, precision, limit
+    )
+    pooled = features.encodings[model.modalities[0]].pooled
     with torch.inference_mode():
         probabilities = model.cpu().probabilities(Encoding(pooled))
     targets = torch.stack([model.labels(each) for each in features.extras["labels"]]) if labelled else None
     return Answers(probabilities, targets, features, model.labels.names)
 
 
-def judge(answers: Answers, exclusive: bool, resamples: int = 1000) -> Result:
-    """How right answers are, by the metrics of `collimate_audio.fine_tuning.sound_metrics` and their like.
+def judge(answers: Answers, model: Classifier, resamples: int = 1000) -> Result:
+    """How right answers are, by the model's own metrics and their like.
 
     Args:
         answers: with targets.
-        exclusive: whether clips have one class each.
+        model: that gave them.
         resamples: of the bootstrap intervals; 0 for none, which of hundreds of classes take long.
 
     Raises:
         ValueError: the data has no labels.
     """
+    exclusive = model.labels.exclusive
     scores, targets, features = answers.probabilities, answers.targets, answers.features
     if targets is None:
         raise ValueError(f"{features.settings['data']} has no labels to judge answers by.")
     labels = targets.argmax(1)
     statistic = classification_statistic(scores, labels) if exclusive else multilabel_statistic(scores, targets)
-    metrics = evaluate(statistic, len(scores)) | sound_metrics(scores, targets, exclusive)
+    metrics = evaluate(statistic, len(scores)) | model.metrics(scores, targets)
     intervals = confidence_intervals(statistic, len(scores), resamples=resamples) if resamples else {}
     protocol = {**features.settings, "intervals": f"95 %, {resamples} bootstrap resamples" if resamples else "none"}
     if exclusive:
         return ClassificationResult(
-            "Classification", metrics, intervals, protocol, scores, labels, answers.names, features, "audio"
+            "Classification", metrics, intervals, protocol, scores, labels, answers.names, features, model.modalities[0]
         )
     details: dict[str, Any] = {"per_class": _per_class(answers)}
     return SeveralLabelsResult("Classification by several labels", metrics, intervals, protocol, details=details)
@@ -137,5 +142,5 @@ def _per_class(answers: Answers) -> list[dict[str, Any]]:
             each = evaluate(
                 multilabel_statistic(answers.probabilities[:, column], answers.targets[:, column]), len(answers.targets)
             )
-            found.append({"class": name, "clips": positives, "average precision": each["mean_average_precision"]})
+            found.append({"class": name, "samples": positives, "average precision": each["mean_average_precision"]})
     return sorted(found, key=lambda each: each["average precision"])
