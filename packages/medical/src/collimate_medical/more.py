@@ -77,7 +77,8 @@ class NormedProjection(Projection):
 class MoRE(Method):
     """Three towers; reports find X-rays and ECGs, and those find reports.
 
-    A batch holds `xray`, `ecg` and `text`, and, where one may be missing, `xray_given` and `ecg_given`, (n,) bool.
+    A batch holds `xray`, `ecg` and `text`, and, as one of the first two may be missing, `xray_given` and `ecg_given`,
+    (n,) bool.
 
     Args:
         xray_encoder: the X-ray tower.
@@ -101,6 +102,7 @@ class MoRE(Method):
     """
 
     modalities = ("xray", "ecg", "text")
+    optional = ("xray", "ecg")
 
     def __init__(
         self,

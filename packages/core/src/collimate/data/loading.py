@@ -167,6 +167,7 @@ class EvalLoader:
         regions: which regions the batch holds, as for `Preparation`; drawn alike in every iteration.
         by_length: go through the source in the order of its samples' lengths, and trim each batch to its longest one;
             for sources that have `size_of`. `index` tells their places.
+        optional: modalities that a sample may lack, as for `Preparation`.
 
     Attributes:
         corrupt: (source, reason) -> samples that this rank met, in all iterations.
@@ -190,6 +191,7 @@ class EvalLoader:
         views: Mapping[str, str] | None = None,
         regions: RegionChoice | None = None,
         by_length: bool = False,
+        optional: Sequence[str] = (),
     ) -> None:
         self.source = source
         rank = distributed.rank() if rank is None else rank
@@ -207,7 +209,8 @@ class EvalLoader:
         self.batch_size = batch_size
         self.corrupt: Counter[tuple[str, str]] = Counter()
         self._ledger = _Ledger(max_corrupt_rate, self.corrupt)
-        self._dataset = _Once(source, Preparation(processors, fields, also, captions, views, regions), by_length)
+        preparation = Preparation(processors, fields, also, captions, views, regions, optional)
+        self._dataset = _Once(source, preparation, by_length)
         self._options = _worker_options(num_workers, prefetch, start_method)
 
     def __len__(self) -> int:

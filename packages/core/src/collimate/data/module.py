@@ -116,6 +116,11 @@ class DataModule(LightningDataModule):
         assert self.trainer is not None
         return getattr(self.trainer.lightning_module, "also", ())
 
+    @property
+    def _optional(self) -> Sequence[str]:
+        assert self.trainer is not None
+        return getattr(self.trainer.lightning_module, "optional", ())
+
     def mixture(self) -> Mixture:
         """The training stream.
 
@@ -172,6 +177,7 @@ class DataModule(LightningDataModule):
                 self.caption_choices,
                 self._views,
                 self.region_choice,
+                self._optional,
             ),
             size,
             steps,
@@ -233,6 +239,7 @@ class DataModule(LightningDataModule):
             start_method=self.start_method,
             views=self._views,
             regions=self.region_choice,
+            optional=self._optional,
         )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from collimate.data.captions import CaptionChoice, captions_of, listed
 from collimate.data.classes import labels_of
-from collimate.data.decoding import check_text, extensions_of, identity_of, naming, value_of
+from collimate.data.decoding import check_text, extensions_of, identity_of, missing, naming, value_of
 from collimate.data.plan import Shape
 from collimate.data.regions import REGIONS, Box, RegionChoice, clipped, is_seen, placed_box, regions_of
 from collimate.data.source import Sample
@@ -58,10 +58,12 @@ class Preparation:
             picture. They are never drawn.
 
             A sample without `regions.json` has no regions.
+        optional: modalities that a sample may lack. `<modality>_given`, a bool (), says whether it has one; where not,
+            zeros of the shape that the processor makes stand in the row. What is there and damaged is refused.
 
     Raises:
         ValueError: a view of what is no modality; or regions without a text, or without an image whose processor says
-            where boxes come to lie.
+            where boxes come to lie; or an optional modality that is none, or whose processor gives no example.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Preparation:
         captions: Mapping[str, CaptionChoice] | None = None,
         views: Mapping[str, str] | None = None,
         regions: RegionChoice | None = None,
+        optional: Sequence[str] = (),
     ) -> None:
         self.processors, self.also, self.captions = dict(processors), tuple(also), dict(captions or {})
         self.views, self.regions = dict(views or {}), regions
@@ -82,6 +85,7 @@ class Preparation:
         self.fields = {
             modality: tuple((fields or {}).get(modality, extensions_of(modality))) for modality in processors
         }
+        self.fillers = {modality: self._filler(modality) for modality in optional}
 
     def __call__(self, sample: Sample) -> dict[str, Any]:
         """One row: modality -> tensor, without the batch dimension.
@@ -94,7 +98,12 @@ class Preparation:
         done = {*self.captions, *(("image",) if self.regions else ())}
         plain = {modality: modality for modality in self.processors if modality not in done}
         row |= self.located(sample, self.regions) if self.regions else {}
-        row |= {key: self.tensor(modality, sample) for key, modality in (plain | self.views).items()}
+        given = {modality: self.has(modality, sample) for modality in self.fillers}
+        row |= {
+            key: self.tensor(modality, sample) if given.get(modality, True) else self.fillers[modality]
+            for key, modality in (plain | self.views).items()
+        }
+        row |= {f"{modality}_given": torch.tensor(there) for modality, there in given.items()}
         return row | self.chosen(sample)
 
     def shaped(self, shape: Shape) -> Self:
@@ -109,6 +118,7 @@ class Preparation:
         shaped = copy.copy(self)
         others = {modality: self.processors[modality].shaped(value) for modality, value in shape}
         shaped.processors = {**self.processors, **others}
+        shaped.fillers = {modality: shaped._filler(modality) for modality in self.fillers}
         return shaped
 
     def trimmed(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -156,6 +166,10 @@ class Preparation:
             "regions_dropped": torch.tensor(len(regions) - len(seen)),
         }
 
+    def has(self, modality: str, sample: Sample) -> bool:
+        """Whether a sample has a modality, damaged or not."""
+        return any(key in sample for key in self.fields[modality])
+
     def tensor(self, modality: str, sample: Sample) -> Tensor:
         """The tensor of one modality of a sample."""
         value = value_of(sample, self.fields[modality])
@@ -191,9 +205,23 @@ class Preparation:
         """The one caption to use where a sample has several."""
         return check_text(listed(captions)[0].text)
 
+    def _filler(self, modality: str) -> Tensor:
+        """What stands in the row of a sample that lacks a modality."""
+        if modality not in self.processors or modality == "text" or (self.regions and modality == "image"):
+            raise ValueError(
+                f"{modality!r} cannot be optional: it is a modality other than text, whose captions have a choice of "
+                "their own, and no image of which regions are read."
+            )
+        processor = self.processors[modality]
+        if (example := processor.example()) is None:
+            raise ValueError(f"{modality!r} cannot be optional: {type(processor).__name__} gives no `example()`.")
+        return torch.zeros_like(processor(example))
+
 
 class TrainingPreparation(Preparation):
     """What training does: a caption is drawn where there are several, and augmentations are applied, anew to each view.
+
+    A sample that has no modality but text teaches nothing and is refused.
 
     Args:
         augmentations: modality -> what is called with the decoded value and the processor, in the processor's place.
@@ -208,9 +236,16 @@ class TrainingPreparation(Preparation):
         captions: Mapping[str, CaptionChoice] | None = None,
         views: Mapping[str, str] | None = None,
         regions: RegionChoice | None = None,
+        optional: Sequence[str] = (),
     ) -> None:
-        super().__init__(processors, fields, also, captions, views, regions)
+        super().__init__(processors, fields, also, captions, views, regions, optional)
         self.augmentations = dict(augmentations or {})
+
+    def __call__(self, sample: Sample) -> dict[str, Any]:
+        others = [modality for modality in self.processors if modality != "text"]
+        if self.fillers and not any(self.has(modality, sample) for modality in others):
+            raise missing(sample, [key for modality in others for key in self.fields[modality]])
+        return super().__call__(sample)
 
     def process(self, modality: str, value: Any) -> Tensor:
         if modality in self.augmentations:

@@ -70,6 +70,8 @@ def extract(
 ) -> Features:
     """Encode a source. All ranks get the features of all samples.
 
+    Samples that lack a modality which is optional to the method are left out, and counted.
+
     Args:
         model: a method, whose joint space is meant, or an encoder with its processor, whose own width is meant.
         source: what to go through.
@@ -91,24 +93,32 @@ def extract(
         options = (batch_size, num_workers, device, precision)
         return _extract_windows(model, source, modalities, also, tokens, windows, limit, *options)
     processors = processors_of(model, modalities)
-    loader = EvalLoader(source, processors, batch_size, num_workers, also, limit=limit)
+    optional = [name for name in modalities if name in getattr(model, "optional", ())]
+    loader = EvalLoader(source, processors, batch_size, num_workers, also, limit=limit, optional=optional)
     where = place(model, device)
     parts: list[dict[str, Encoding]] = []
     rows: dict[str, list[Any]] = {name: [] for name in ("index", "key", *also)}
+    lacking = 0
     for encodings, batch in stream(model, loader, modalities, tokens, where, precision):
-        parts.append(encodings)
+        given = torch.stack([batch["valid"], *(batch[f"{name}_given"] for name in optional)]).all(0)
+        lacking += int((~given).sum())
+        parts.append({name: rows_of(encoding, given) for name, encoding in encodings.items()})
         for name, values in rows.items():
-            values.extend(batch[name])
+            values.extend(compress(batch[name], given.tolist()))
     index = torch.tensor([int(each) for each in rows["index"]], dtype=torch.int64)
     everywhere = distributed.gather_ordered(index.to(where), index.to(where)).cpu()
     if not len(everywhere):
-        raise ValueError(f"{source.name}: there is no sample that can be read.")
+        wanted = f" and has {' and '.join(optional)}" if optional else ""
+        raise ValueError(f"{source.name}: there is no sample that can be read{wanted}.")
     encodings = {name: _gathered(Encoding.cat([part[name] for part in parts]), index, where) for name in modalities}
     extras: dict[str, Any] = {name: in_order(values, index) for name, values in rows.items() if name != "index"}
     keys = extras.pop("key")
     if "label" in extras:
         extras["label"] = torch.tensor([int(label) for label in extras["label"]])
     settings = settings_of(model, modalities, source, len(everywhere), limit, precision)
+    if optional:
+        settings["without"] = f"{' or '.join(optional)}: {(lacking := sum(distributed.gather_objects(lacking)))}"
+        settings["unreadable"] -= lacking
     return Features(encodings, everywhere, keys, extras, source, settings)
 
 

@@ -52,6 +52,8 @@ class Method(LightningModule, Configurable):
         views: key of a batch -> the modality of which it holds one more draw of the augmentation: `{"image_view":
             "image"}`. In validation, where nothing is drawn, it equals the modality.
         also: what else batches carry of a sample, as `collimate.data.Preparation` names it: `id`, `label`, ...
+        optional: modalities that a sample may lack: batches say under `<modality>_given` which samples have them, and
+            evaluation leaves the others out.
         encoders: modality -> its tower.
         projections: modality -> the way from its tower into the joint space.
         max_logit_scale: what the method's own parameters `*logit_scale`, which are logarithms, do not exceed after
@@ -68,6 +70,7 @@ class Method(LightningModule, Configurable):
     regions: RegionChoice | None = None
     views: Mapping[str, str] = MappingProxyType({})
     also: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     encoders: nn.ModuleDict
     projections: nn.ModuleDict
     max_logit_scale: float | None = None
