@@ -8,6 +8,8 @@ from collimate_world.motion_captions import MOTION_KINDS, motion_caption
 from collimate_world.negatives import NEGATIVE_KINDS, Negative, negatives
 from collimate_world.picture import Picture
 from collimate_world.relations import CONVERSE, Relation, relations
+from collimate_world.room import FURNITURE, PAINTS, Furnishing, Room, sample_room
+from collimate_world.room_source import ROOM_CLASSES, ROOM_KINDS, RoomSource
 from collimate_world.scene import (
     COLOURS,
     HELD_OUT,
@@ -30,6 +32,7 @@ __all__ = [
     "CLIP_RATE",
     "COLOURS",
     "CONVERSE",
+    "FURNITURE",
     "HELD_OUT",
     "HELD_OUT_CLASSES",
     "HELD_OUT_SIZES",
@@ -41,8 +44,11 @@ __all__ = [
     "MOTION_TEMPLATES",
     "NEGATIVE_KINDS",
     "OPPOSITE",
+    "PAINTS",
     "PITCHES",
     "RHYTHMS",
+    "ROOM_CLASSES",
+    "ROOM_KINDS",
     "SHAPES",
     "SIZES",
     "SOUND_CLASSES",
@@ -54,10 +60,13 @@ __all__ = [
     "Caption",
     "Clip",
     "ClipSource",
+    "Furnishing",
     "Light",
     "Negative",
     "Picture",
     "Relation",
+    "Room",
+    "RoomSource",
     "Scene",
     "Sound",
     "SoundSource",
@@ -70,6 +79,7 @@ __all__ = [
     "negatives",
     "phrase",
     "relations",
+    "sample_room",
     "sample_scene",
     "sentence",
     "sound_caption",

@@ -56,7 +56,7 @@ DEPTH = 2.0
 SIZE_SPREAD = 0.08
 MAX_OBJECTS = 6  # ours: more do not fit into the view without hiding each other
 
-_SPLITS: dict[str, int] = {"train": 0, "val": 1, "test": 2}
+SPLITS: dict[str, int] = {"train": 0, "val": 1, "test": 2}
 _TRIES = 24
 _CLEARANCE = 0.95  # of the sum of two radii: neighbours may touch and hide a little of each other
 _MARGIN = 0.12  # metres between an object's radius and the edge of the view: corners stand out of the radius a little
@@ -144,8 +144,8 @@ def sample_scene(
     Raises:
         ValueError: no such split, an impossible number of objects, or training on what is held out.
     """
-    if split not in _SPLITS:
-        raise ValueError(f"The world has the splits {', '.join(_SPLITS)}, not {split!r}.")
+    if split not in SPLITS:
+        raise ValueError(f"The world has the splits {', '.join(SPLITS)}, not {split!r}.")
     low, high = objects
     if not 1 <= low <= high <= MAX_OBJECTS:
         raise ValueError(f"A scene has 1 to {MAX_OBJECTS} objects, the lesser number first; not {low} to {high}.")
@@ -153,7 +153,7 @@ def sample_scene(
         raise ValueError("The training split never holds the held-out combinations of colour and shape.")
     allowed = _COMBINATIONS[combinations or ("seen" if split == "train" else "all")]
 
-    key = (seed, _SPLITS[split], index, low, high)
+    key = (seed, SPLITS[split], index, low, high)
     rng = np.random.default_rng(key)
     count = int(rng.integers(low, high + 1))
     pairs = [allowed[i] for i in rng.choice(len(allowed), count, replace=False)]

@@ -1,0 +1,125 @@
+"""Rooms of the world as a source of samples, made when they are read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import cast
+
+from collimate.data import Sample, Source
+from collimate.data.referrals import Referral, attribute_referrals, relation_referrals, scene_caption, statement
+from collimate.data.scene_graphs import SceneGraph, scene_arrays
+from collimate_world.captions import Caption
+from collimate_world.room import FURNITURE, Room, sample_room
+from collimate_world.scene import Split
+from collimate_world.source import number_range
+
+ROOM_KINDS = ("short", "long")
+"""The kinds of captions of rooms: what is there; and where some of it is, too."""
+
+ROOM_CLASSES = list(FURNITURE)
+"""The classes of objects in rooms."""
+
+TOLD = 3  # ours: relations in a long caption
+_SENTENCES, _CAPTIONS = 2, 3  # of a room's random numbers
+
+
+class RoomSource(Source):
+    """Rooms of coloured solids with sentences on their objects: `world-rooms:train?objects=6-12` on the command line.
+
+    A sample has `scene.npz` (points with colours and objects, and the table of the objects; see
+    `collimate.data.scene_graphs.scene_arrays`), `graph.json` (the objects and every spatial relation),
+    `referrals.json` (sentences on single objects, with the words that name them), `txt`, `captions.json` (one of each
+    kind) and `json` (that it is synthetic).
+
+    Half of the sentences call the object by a name that no other has (`the red cube`), half need a relation to tell it
+    from others of its class, or even of its name (`the cube left of the ball`); `needs_relation` says which. A room may
+    lack one of the two kinds, and has more of the other then, or fewer in all.
+
+    Args:
+        split: train, val or test.
+        objects: how many objects a room has: a number, or a range as in `6-12`.
+        length: number of rooms.
+        points: on each object.
+        sentences: of each room at most.
+        seed: another seed, another world of the same kind.
+        text: the kind of caption that is the sample's `txt`.
+
+    Raises:
+        ValueError: an argument is not one of these; says which are.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        objects: int | str = "6-12",
+        length: int = 10_000,
+        points: int = 64,
+        sentences: int = 8,
+        seed: int = 0,
+        text: str = "long",
+    ) -> None:
+        if text not in ROOM_KINDS:
+            raise ValueError(f"The text of a sample is one of {', '.join(ROOM_KINDS)}; not {text!r}.")
+        if points < 1 or sentences < 1:
+            raise ValueError(f"Objects have points, and rooms sentences; not {points} and {sentences}.")
+        self.split: Split = cast(Split, split)
+        self.objects = number_range(objects, int, "The number of objects")
+        self.length, self.points, self.sentences, self.seed, self.text = length, points, sentences, seed, text
+        self.name = f"world-rooms:{split}?objects={objects}"
+        self.room(0)  # refuses what cannot be, before training starts
+
+    def __len__(self) -> int:
+        return self.length
+
+    def room(self, index: int) -> Room:
+        """The room of a sample."""
+        return sample_room(self.split, index, self.seed, self.objects)
+
+    def read(self, index: int) -> Sample:
+        if not 0 <= index < self.length:
+            raise IndexError(f"{self.name} has {self.length} rooms; there is no room {index}.")
+        room = self.room(index)
+        graph = room.graph()
+        captions = room_captions(room, graph)
+        about = {"synthetic": True, "split": self.split, "seed": self.seed, "index": index}
+        return {
+            "__key__": f"room-{self.split}-{'-'.join(map(str, self.objects))}-{self.seed}-{index:08d}",
+            "__source__": self.name,
+            "scene.npz": scene_arrays(graph, *room.points(self.points)),
+            "graph.json": graph.to_json(),
+            "referrals.json": [each.to_json() for each in room_referrals(room, graph, self.sentences)],
+            "txt": next(one.text for one in captions if one.kind == self.text),
+            "captions.json": [dict(vars(one)) for one in captions],
+            "json": about,
+        }
+
+
+def room_referrals(room: Room, graph: SceneGraph, count: int) -> list[Referral]:
+    """So many sentences at most, one that needs a relation and one that does not in turn."""
+    rng = room.generator(_SENTENCES)
+    plain = attribute_referrals(graph)
+    related = relation_referrals(graph)
+    twins = relation_referrals(graph, full_names=True)  # few rooms have many: they come first
+    pools = [
+        [plain[i] for i in rng.permutation(len(plain))],
+        [twins[i] for i in rng.permutation(len(twins))][: count // 4]
+        + [related[i] for i in rng.permutation(len(related))],
+    ]
+    if not pools[0] or not pools[1]:
+        return (pools[0] + pools[1])[:count]
+    half = min(max(count // 2, count - len(pools[1])), len(pools[0]))
+    return pools[0][:half] + pools[1][: count - half]
+
+
+def room_captions(room: Room, graph: SceneGraph) -> list[Caption]:
+    """One of each kind."""
+    rng = room.generator(_CAPTIONS)
+    short = scene_caption(graph)
+    names = Counter(each.name for each in graph.objects)
+    clear = [
+        each
+        for each in graph.relations
+        if names[graph.object(each.subject).name] == names[graph.object(each.object).name] == 1
+    ]
+    told = [statement(graph, clear[i]).text for i in rng.permutation(len(clear))[:TOLD]]
+    return [Caption("short", short), Caption("long", f"{short}, where {' and '.join(told)}" if told else short)]
