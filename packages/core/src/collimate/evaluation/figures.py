@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from collimate.evaluation.calibration import Calibration
 from collimate.evaluation.report import INK
 
 COLOURS = ("#4c72d6", "#d9773a", "#3f9e6b", "#c44e6a", "#8a63c9", "#a08040", "#3ba3b8", "#7c8796")
@@ -173,6 +174,24 @@ def shares(
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color=INK, alpha=0.12, linewidth=0.6)
     axes.set_axisbelow(True)
+    return figure
+
+
+def reliability(curves: Mapping[str, Calibration]) -> Figure:
+    """Share of positives against mean probability, one line a label.
+
+    Args:
+        curves: label -> its calibration; empty bins are left out.
+    """
+    figure, axes = _axes(5.2, 4.0)
+    axes.plot([0, 1], [0, 1], color=INK, alpha=0.5, linestyle=(0, (2, 3)), linewidth=1)
+    for place, (name, curve) in enumerate(curves.items()):
+        held = curve.counts > 0
+        style = {"color": COLOURS[place % len(COLOURS)], "marker": "o", "markersize": 3.5, "linewidth": 1.4}
+        axes.plot(curve.predicted[held], curve.observed[held], label=name, **style)
+    axes.set(xlabel="probability", ylabel="share of positives", xlim=(0, 1), ylim=(0, 1.02))
+    if len(curves) <= 20:
+        _legend(axes, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 
