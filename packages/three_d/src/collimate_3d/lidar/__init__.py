@@ -1,0 +1,1 @@
+"""LiDAR: sweeps, their readers, labels, motion, and how detectors are judged."""
