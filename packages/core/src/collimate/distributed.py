@@ -114,6 +114,12 @@ def column_logsumexp(partial: Float[Tensor, " N"], counts: tuple[int, ...], grou
     return _ColumnLogSumExp.apply(partial, counts, several)  # type: ignore[return-value]
 
 
+def total(value: Float[Tensor, " ..."], group: Group = None) -> Float[Tensor, " ..."]:
+    """The sum over ranks. Backward: each rank gets the sum over ranks of the gradients."""
+    several = _several(group)
+    return value if several is None else _Total.apply(value, several)  # type: ignore[return-value]
+
+
 def global_share(counts: tuple[int, ...]) -> float:
     """W / N: times the sum of its own samples' losses, a rank's loss; their mean over ranks is the global mean."""
     return len(counts) / max(sum(counts), 1)
@@ -293,6 +299,18 @@ class _Gather(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return _reduce_scatter(grad, ctx.counts, ctx.group), None, None
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return all_sum(value, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return all_sum(grad, ctx.group), None
 
 
 class _ColumnLogSumExp(torch.autograd.Function):

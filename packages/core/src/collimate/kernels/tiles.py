@@ -15,6 +15,9 @@ from torch import Tensor
 Keep: TypeAlias = Callable[[slice, slice], Bool[Tensor, "rows columns"] | None]
 """`keep(rows, columns)`: True where a pair takes part, for one tile; None where the whole tile does."""
 
+Factor: TypeAlias = Callable[[slice, slice], Float[Tensor, "rows columns"]]
+"""`factor(rows, columns)`: what the logits of one tile are multiplied by; it is not differentiated."""
+
 CPU_TILE = (1024, 1024)  # 4 MiB in float32: smaller is no faster alone, and slower beside busy data workers
 GPU_TILE = (4096, 4096)  # large enough to hide the launches
 

@@ -26,7 +26,7 @@ from collimate import distributed
 from collimate.distributed import Group
 from collimate.kernels.fixed_keys import row_logsumexp
 from collimate.kernels.logsumexp import pair_logsumexp
-from collimate.kernels.tiles import Keep
+from collimate.kernels.tiles import Factor, Keep
 from collimate.losses.negatives import kept_pairs
 from collimate.losses.targets import Paired, Targets
 
@@ -51,6 +51,7 @@ def info_nce(
     queue: Float[Tensor, "Q D"] | None = None,
     weights: Float[Tensor, " n"] | None = None,
     normalize: bool = True,
+    factor: Factor | None = None,
     group: Group = None,
 ) -> Float[Tensor, ""]:
     """Contrast queries with keys, in that direction only (van den Oord et al. 2018, arXiv 1807.03748, equation 4).
@@ -65,13 +66,24 @@ def info_nce(
         queue: further negatives for every query, as kept by momentum methods; the same or another on each rank.
         weights: a factor on each query's loss; the mean still divides by the number of queries.
         normalize: whether to bring the features to unit length.
+        factor: what each logit of the sum is multiplied by (SiMHand's weights), a function that gives it for one
+            tile; the positives' logits are without it, and so are those of a queue.
         group: the ranks that contrast with each other; `distributed.LOCAL` for each on its own.
 
     Returns:
         the loss, float32 (float64 for float64 features). A query without a positive contributes 0 and is counted.
     """
     losses = info_nce_losses(
-        query, key, logit_scale, targets=targets, ids=ids, mask=mask, queue=queue, normalize=normalize, group=group
+        query,
+        key,
+        logit_scale,
+        targets=targets,
+        ids=ids,
+        mask=mask,
+        queue=queue,
+        normalize=normalize,
+        factor=factor,
+        group=group,
     )
     return global_mean(losses, weights, group)
 
@@ -124,10 +136,11 @@ def info_nce_losses(
     mask: Bool[Tensor, "n M"] | Keep | None = None,
     queue: Float[Tensor, "Q D"] | None = None,
     normalize: bool = True,
+    factor: Factor | None = None,
     group: Group = None,
 ) -> Float[Tensor, " n"]:
     """The loss of each query of this rank; `info_nce` is their mean over all ranks."""
-    contrast = _Contrast(query, key, logit_scale, targets, ids, mask, normalize, group, both=False)
+    contrast = _Contrast(query, key, logit_scale, targets, ids, mask, normalize, group, both=False, factor=factor)
     return contrast.of_queries(queue)
 
 
@@ -164,6 +177,7 @@ class _Contrast:
         normalize: bool,
         group: Group,
         both: bool,
+        factor: Factor | None = None,
     ) -> None:
         check_shapes(query, key)
         self.query, self.key, self.normalize, self.group = query, key, normalize, group
@@ -174,7 +188,7 @@ class _Contrast:
         self.all_keys = distributed.gather(key, group, self.key_counts)
         keep = kept_pairs(ids, mask, self.key_counts, group)
         self.own = None
-        if not (both or self.all_keys.requires_grad):
+        if factor is None and not (both or self.all_keys.requires_grad):
             self.rows = row_logsumexp(query, self.all_keys, self.scale, keep, normalize)
             return
         self.rows, self.columns, self.own = pair_logsumexp(
@@ -185,6 +199,7 @@ class _Contrast:
             distributed.own(self.key_counts, group).start if query.shape[0] == key.shape[0] else None,
             keep,
             normalize,
+            factor,
         )
 
     def of_queries(self, queue: Tensor | None) -> Tensor:

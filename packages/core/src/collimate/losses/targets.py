@@ -168,6 +168,26 @@ class Mixture(Targets):
 
 
 @dataclass(frozen=True)
+class Smoothed(Targets):
+    """t = (1 - ε) base + ε / M for every key, the base's weights of a query brought to the sum 1 before.
+
+    Label smoothing (Szegedy et al. 2016, arXiv 1512.00567, section 7) as torch's `cross_entropy` has it: the share ε
+    falls to all keys of all ranks, the positives and those that a mask leaves out of the sum among them. A query
+    without a positive has no target.
+    """
+
+    base: Targets
+    smoothing: float
+
+    def blend(self, keys: Float[Tensor, "M D"], counts: tuple[int, ...], group: Group = None) -> Blend:
+        mean, mass = _mean(self.base.blend(keys, counts, group))
+        return (1 - self.smoothing) * mean + self.smoothing * keys.mean(0), mass
+
+    def flipped(self) -> Smoothed:
+        return Smoothed(self.base.flipped(), self.smoothing)
+
+
+@dataclass(frozen=True)
 class Weights(Targets):
     """t_ij as the caller holds them: any non-negative weights, 0/1 for several positives.
 
