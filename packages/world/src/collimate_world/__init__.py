@@ -1,13 +1,18 @@
 """Procedural scenes seen through every sensor: the embedded, always synthetic, data set."""
 
 from collimate_world.captions import KINDS, Caption, caption, phrase, sentence
+from collimate_world.chest import chest_film
 from collimate_world.clip import CLIP_RATE, Clip
 from collimate_world.clip_source import MOTION_CLASSES, MOTION_TEMPLATES, ClipSource
+from collimate_world.heartbeat import heartbeats
 from collimate_world.motion import MOTIONS, OPPOSITE, motion, moving
 from collimate_world.motion_captions import MOTION_KINDS, motion_caption
 from collimate_world.negatives import NEGATIVE_KINDS, Negative, negatives
+from collimate_world.patient import ECG_FINDINGS, FINDINGS, XRAY_FINDINGS, Visit, sample_visit
+from collimate_world.patient_source import PatientSource
 from collimate_world.picture import Picture
 from collimate_world.relations import CONVERSE, Relation, relations
+from collimate_world.reports import report
 from collimate_world.room import FURNITURE, PAINTS, Furnishing, Room, sample_room
 from collimate_world.room_source import ROOM_CLASSES, ROOM_KINDS, RoomSource
 from collimate_world.scene import (
@@ -32,6 +37,8 @@ __all__ = [
     "CLIP_RATE",
     "COLOURS",
     "CONVERSE",
+    "ECG_FINDINGS",
+    "FINDINGS",
     "FURNITURE",
     "HELD_OUT",
     "HELD_OUT_CLASSES",
@@ -57,12 +64,14 @@ __all__ = [
     "TEMPLATES",
     "TEXTURES",
     "TIMBRES",
+    "XRAY_FINDINGS",
     "Caption",
     "Clip",
     "ClipSource",
     "Furnishing",
     "Light",
     "Negative",
+    "PatientSource",
     "Picture",
     "Relation",
     "Room",
@@ -71,16 +80,21 @@ __all__ = [
     "Sound",
     "SoundSource",
     "Thing",
+    "Visit",
     "WorldSource",
     "caption",
+    "chest_film",
+    "heartbeats",
     "motion",
     "motion_caption",
     "moving",
     "negatives",
     "phrase",
     "relations",
+    "report",
     "sample_room",
     "sample_scene",
+    "sample_visit",
     "sentence",
     "sound_caption",
     "sound_name",
