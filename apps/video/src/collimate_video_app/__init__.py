@@ -14,6 +14,9 @@ APP = App(
         "import-msrvtt": Verb("collimate_video.importing:import_msrvtt", "the table of MSR-VTT, with the split 1k-A"),
         "import-didemo": Verb("collimate_video.importing:import_didemo", "the table of DiDeMo, a paragraph a video"),
         "import-msvd": Verb("collimate_video.importing:import_msvd", "the table of MSVD"),
+        "mean-of-frames": Verb(
+            "collimate_video_app.commands:mean_of_frames", "make a video model of an image-text model: the yardstick"
+        ),
         "schedule": Verb(
             "collimate.training.schedule_command:schedule", "show how a schedule changes the batches of a run"
         ),

@@ -39,3 +39,34 @@ def transcode(
     source = Transcoded(open_source(data), side, key_every, quality)
     plan = {"input": data, **source.options}
     write_shards(source, output, plan, samples_per_shard, max_bytes, shuffle, seed, limit)
+
+
+def mean_of_frames(model: str, output: str, weights: str | None = None, frames: int = 8) -> None:
+    """Make a video model of an image-text model: the mean over frames, which every video model is measured against.
+
+    What is written can be evaluated, embedded, exported and trained on as any other model.
+
+    Args:
+        model: a model folder or a .ckpt of a training run with an image and a text tower; or the name of a model of
+            open_clip, such as `PE-Core-B-16` or `ViT-B-32`.
+        output: the folder of the model; replaced if it holds one.
+        weights: of a named model: a file, or a tag such as `openai`, whose weights are downloaded unless cached.
+        frames: of each video, from the middle of as many equal parts.
+    """
+    from pathlib import Path
+
+    import collimate
+    from collimate.checkpoints import save
+    from collimate.console import say
+    from collimate_video import MeanOfFrames
+
+    if Path(model).exists():
+        if weights is not None:
+            raise ValueError(f"{model} has its weights beside it: --weights belongs to a name of open_clip.")
+        built = MeanOfFrames.from_image_text(collimate.load(model), frames)
+    else:
+        if weights is None:
+            raise ValueError(f"{model!r} is no file or folder. If it is a model of open_clip, say --weights too.")
+        built = MeanOfFrames.from_open_clip(model, weights, frames)
+    save(built, output)
+    say(f"Model: {output}")

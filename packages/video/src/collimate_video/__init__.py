@@ -3,6 +3,7 @@
 from collimate_video.alpro import ALPRO, EntityPrompter, Prompter
 from collimate_video.augmentation import ClipRandAugment, DenseClips, VideoAugmentation
 from collimate_video.frame_encoder import FrameEncoder
+from collimate_video.mean_of_frames import MeanOfFrames
 from collimate_video.processor import VideoProcessor
 from collimate_video.reading import DecodedVideo, Frames, Framing, Video, open_video
 from collimate_video.sampling import Draws, HalfDraws, Sampler, SegmentCentres, SegmentDraws, SegmentStarts, Window
@@ -33,6 +34,7 @@ __all__ = [
     "Frames",
     "Framing",
     "HalfDraws",
+    "MeanOfFrames",
     "Prompter",
     "Sampler",
     "SegmentCentres",

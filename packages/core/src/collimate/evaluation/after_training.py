@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from rich import get_console
+from rich.table import Table
 
 from collimate import distributed
 from collimate.configurable import Configurable
 from collimate.console import say
 from collimate.data import open_source
 from collimate.evaluation.report import Report
-from collimate.evaluation.result import Result
+from collimate.evaluation.result import Result, number
+
+COMPARED = ("zero_shot", "retrieval")  # what any model with a joint space can be asked for
 
 NOT_DRAWN = ("step", "epoch", "lr", "data_wait", "negatives")
 """The quantities of the step log that reports leave out: they are settings, or mere housekeeping."""
@@ -34,6 +37,8 @@ class AfterTraining(Configurable):
         localize: name -> arguments of `evaluate_localization`.
         compositional: name -> arguments of `evaluate_compositional`.
         regions: name -> arguments of `evaluate_regions`.
+        beside: name -> checkpoint of another model, whose zero-shot classification and retrieval of the same data stand
+            beside this one's, such as the mean over frames of an image-text model.
     """
 
     def __init__(
@@ -44,7 +49,9 @@ class AfterTraining(Configurable):
         localize: dict[str, dict[str, Any]] | None = None,
         compositional: dict[str, dict[str, Any]] | None = None,
         regions: dict[str, dict[str, Any]] | None = None,
+        beside: dict[str, str] | None = None,
     ) -> None:
+        self.beside = beside or {}
         self.wanted = {
             "zero_shot": zero_shot or {},
             "retrieval": retrieval or {},
@@ -88,6 +95,7 @@ class AfterTraining(Configurable):
             "regions": evaluate_regions,
         }
         model = collimate.load(model_folder)
+        others = {name: collimate.load(checkpoint) for name, checkpoint in self.beside.items()}
         report = Report(f"{type(model).__name__}: training and evaluation", str(output))
         add_training_curves(report, Path(output))
         results: dict[str, Result] = {}
@@ -100,10 +108,32 @@ class AfterTraining(Configurable):
                 if distributed.rank() == 0:
                     get_console().print(found.table())
                 results[name] = found
+                if kind in COMPARED and others:
+                    arguments = {**given, **sources}
+                    arguments.pop("rerank", None)  # other models have other heads, or none
+                    compared = {other: functions[kind](loaded, **arguments) for other, loaded in others.items()}
+                    add_comparison(report, found, compared)
         if distributed.rank() == 0:
             page = report.save(Path(output))
             say(f"Report: {page}\nJSON:   {page.with_suffix('.json')}")
         return results
+
+
+def add_comparison(report: Report, found: Result, others: dict[str, Result]) -> None:
+    """A table of a model's numbers beside those of other models on the same data; printed too."""
+    title = f"{found.title}, beside other models"
+    rows = [
+        [name, number(value), *(number(other.metrics.get(name)) for other in others.values())]
+        for name, value in found.metrics.items()
+    ]
+    columns = ["metric", "this model", *others]
+    report.add_table(columns, rows, title)
+    report.record(title, {name: other.to_json() for name, other in others.items()})
+    if distributed.rank() == 0:
+        table = Table(*columns, title=title, title_justify="left")
+        for row in rows:
+            table.add_row(*row)
+        get_console().print(table)
 
 
 def add_training_curves(report: Report, output: Path, title: str = "Training") -> None:
