@@ -40,6 +40,9 @@ DATA_VERBS: Mapping[str, Verb] = {
     "caption": Verb("collimate.data.captioning:caption", "add synthetic captions to data, by an image-to-text model"),
     "regions": Verb("collimate.data.labelling:regions", "add boxes of what captions name, by a detector"),
     "import-regions": Verb("collimate.data.importing:import_regions", "a table of regions from COCO, RefCOCO, ..."),
+    "neighbours": Verb(
+        "collimate.evaluation.neighbours:write_neighbours", "a table of each sample's nearest others, to train with"
+    ),
     "balance": Verb("collimate.data.commands:balance", "show what each rank and worker will read"),
 }
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from collimate.data.balance import BalancedSource
 from collimate.data.captions import Caption, CaptionChoice, OneCaption
 from collimate.data.folders import FolderSource
+from collimate.data.grouping import BatchSampling, DistinctLabels, GroupedStream, PerLabel, WithNeighbours
 from collimate.data.hugging_face import HuggingFaceSource
 from collimate.data.mixture import Mixture
 from collimate.data.opening import open_source
@@ -29,19 +30,23 @@ __all__ = [
     "Augmentation",
     "BalancedSource",
     "BatchPlan",
+    "BatchSampling",
     "BatchSchedule",
     "Caption",
     "CaptionChoice",
     "ClipShape",
     "CorruptSample",
     "DataModule",
+    "DistinctLabels",
     "EvalLoader",
     "FolderSource",
+    "GroupedStream",
     "HuggingFaceSource",
     "ImageAugmentation",
     "Leg",
     "Mixture",
     "OneCaption",
+    "PerLabel",
     "Permutation",
     "Preparation",
     "Region",
@@ -56,6 +61,7 @@ __all__ = [
     "TooManyCorruptSamples",
     "TrainLoader",
     "TrainingPreparation",
+    "WithNeighbours",
     "class_names",
     "open_source",
     "regions_of",

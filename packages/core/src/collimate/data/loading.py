@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from collimate import distributed
 from collimate.data.buckets import BucketedPositions, LengthBuckets, check_sizes
 from collimate.data.captions import CaptionChoice
-from collimate.data.mixture import Draw, Mixture
+from collimate.data.mixture import MAX_REPLACEMENTS, Mixture
 from collimate.data.plan import BatchPlan, Shape
 from collimate.data.preparation import Preparation, TrainingPreparation, collate
 from collimate.data.regions import RegionChoice
@@ -32,7 +32,6 @@ from collimate.processing import Processor
 log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
-MAX_REPLACEMENTS = 100
 CORRUPT = "corrupt"
 """The entry of a batch in which workers tell what was corrupt; loaders take it out."""
 
@@ -279,7 +278,7 @@ class _Stream(Dataset[Batch]):
     def _row(self, position: int, preparation: Preparation, corrupt: list[tuple[str, CorruptSample]]) -> dict[str, Any]:
         draw = self.mixture.draw(position)
         source = self.mixture.sources[draw.source]
-        for replacement in _replacements(draw, len(source)):
+        for replacement in self.mixture.replacements(draw):
             seed_generators(self.mixture.seed, position)
             try:
                 return preparation(source.read(self.mixture.index(replacement)))
@@ -402,13 +401,6 @@ def restoring_generators() -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
         torch.set_rng_state(states[2])
-
-
-def _replacements(draw: Draw, size: int) -> Iterator[Draw]:
-    """The draw itself, then those from half an epoch further on."""
-    yield draw
-    for step in range(min(MAX_REPLACEMENTS, size - 1)):
-        yield draw._replace(position=(draw.position + size // 2 + step) % size)
 
 
 def _hopeless(source: Source, corrupt: list[tuple[str, CorruptSample]]) -> TooManyCorruptSamples:

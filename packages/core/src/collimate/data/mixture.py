@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -13,6 +13,9 @@ from collimate.data.source import Order, Source
 
 BLOCK = 1000
 """Samples within which the proportions hold exactly; so a weight is at least a thousandth of their sum."""
+
+MAX_REPLACEMENTS = 100
+"""Samples tried in the place of one that is corrupt."""
 
 
 class Draw(NamedTuple):
@@ -74,6 +77,13 @@ class Mixture:
     def index(self, draw: Draw) -> int:
         """The index, in its source, of what was drawn."""
         return self._order(draw.source, draw.epoch)[draw.position]
+
+    def replacements(self, draw: Draw) -> Iterator[Draw]:
+        """The draw itself, then those to take in its place, where it is corrupt: from half an epoch further on."""
+        yield draw
+        size = len(self.sources[draw.source])
+        for step in range(min(MAX_REPLACEMENTS, size - 1)):
+            yield draw._replace(position=(draw.position + size // 2 + step) % size)
 
     def counts(self, positions: int) -> dict[str, int]:
         """Samples drawn from each source among the first so many positions of the stream."""

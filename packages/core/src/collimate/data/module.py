@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from collimate import distributed
 from collimate.data.balance import BalancedSource
 from collimate.data.captions import CaptionChoice
+from collimate.data.grouping import BatchSampling, GroupedStream
 from collimate.data.loading import EvalLoader, TrainLoader
 from collimate.data.mixture import Mixture
 from collimate.data.opening import open_source
@@ -52,6 +53,8 @@ class DataModule(LightningDataModule):
             `trainer.max_epochs` to 1, or `max_steps`.
         bucket_batches: sort samples by their length within so many batches, and trim each batch to its longest sample;
             for sounds and texts whose method takes any length. 0 for none.
+        sampling: which samples stand together in a batch: `PerLabel`, `DistinctLabels` or `WithNeighbours`; see
+            `collimate.data.grouping`. At random if None.
     """
 
     def __init__(
@@ -75,7 +78,12 @@ class DataModule(LightningDataModule):
         start_method: str | None = None,
         schedule: BatchSchedule | None = None,
         bucket_batches: int = 0,
+        sampling: BatchSampling | None = None,
     ) -> None:
+        if sampling is not None and (schedule is not None or bucket_batches or balanced):
+            raise ValueError(
+                "Batches are sampled in groups, or follow a schedule, or are sorted or balanced: not both."
+            )
         super().__init__()
         self.train, self.val, self.seed, self.balanced = train, val, seed, balanced
         self.batch_size, self.global_batch_size = batch_size, global_batch_size
@@ -83,7 +91,7 @@ class DataModule(LightningDataModule):
         self.epoch_samples, self.val_batch_size, self.val_limit = epoch_samples, val_batch_size, val_limit
         self.augmentations, self.max_corrupt_rate, self.fields = augmentations, max_corrupt_rate, fields
         self.captions, self.regions = captions or {}, regions
-        self.schedule, self.bucket_batches = schedule, bucket_batches
+        self.schedule, self.bucket_batches, self.sampling = schedule, bucket_batches, sampling
         self._loader: TrainLoader | None = None
         self._plan: BatchPlan | None = None
         self._place: dict[str, int] | None = None  # in the stream, of a checkpoint
@@ -154,6 +162,8 @@ class DataModule(LightningDataModule):
             self._understood(source)
         size = rank_batch_size(self.batch_size, self.global_batch_size, ranks)
         samples = self.epoch_samples or len(mixture)
+        if self.sampling is not None:
+            mixture = GroupedStream(mixture, self.sampling, size, ranks)
         plan = self.plan
         steps = max(1, samples // (size * ranks)) if plan is None else plan.steps
         augmentations: Mapping[str, Augmentation] | None = self.augmentations

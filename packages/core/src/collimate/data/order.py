@@ -83,7 +83,7 @@ class ShardOrder:
             window, offset = divmod(step, self._window)
             first = window * self._window
             size = min(self._window, self._lane - first)
-            place = lane * self._lane + first + _permutation(size, self._seed, self._epoch, lane, window)[offset]
+            place = lane * self._lane + first + permutation(size, self._seed, self._epoch, lane, window)[offset]
         return place + int(self._shift[np.searchsorted(self._ends, place, side="right")])
 
 
@@ -105,5 +105,6 @@ class WeightedOrder:
 
 
 @lru_cache(maxsize=1024)
-def _permutation(size: int, *keys: int) -> Permutation:
+def permutation(size: int, *keys: int) -> Permutation:
+    """The last ones asked for are kept."""
     return Permutation(size, *keys)
