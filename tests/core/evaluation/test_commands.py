@@ -10,7 +10,7 @@ from torch import nn
 
 from collimate.encoders import Encoder
 from collimate.encoding import Encoding
-from collimate.evaluation import AfterTraining, commands
+from collimate.evaluation import AfterTraining, Result, commands
 
 from .toys import ColourMethod, ColourPictures, MeanColour
 
@@ -78,6 +78,24 @@ def test_after_training_writes_one_report(tmp_path):
     assert data["Training"] == {"loss": [[5, 2.5], [10, 2.0], [15, 1.5]]}
     assert data["Zero-shot classification: colours"]["metrics"] == found["colours"].metrics
     assert data["Retrieval: captions"]["metrics"] == data["Retrieval: again"]["metrics"]
+
+
+def counted(method, data, limit=3):
+    """An evaluation that a package might have."""
+    return Result("Counting", {"samples": float(min(len(data), limit))}, {}, {"method": type(method).__name__})
+
+
+def test_packages_bring_evaluations_of_their_own(tmp_path):
+    data = {"data": ColourPictures(), "limit": 7}
+    found = AfterTraining(further={"some": {"function": f"{__name__}.counted", **data}}).run(tmp_path, tmp_path)
+    assert found["some"].metrics == {"samples": 7.0}
+    assert "Counting: some" in json.loads((tmp_path / "report.json").read_text())
+    with pytest.raises(ValueError, match=r"no evaluation 'collimate.nothing'"):
+        AfterTraining(further={"some": {"function": "collimate.nothing", **data}}).run(tmp_path, tmp_path)
+    with pytest.raises(ValueError, match=r"further.some lacks function"):
+        AfterTraining(further={"some": data})
+    with pytest.raises(ValueError, match=r"between.both lacks against, modality"):
+        AfterTraining(between={"both": data})
 
 
 def test_an_evaluation_without_data_is_refused_before_training():

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collimate.evaluation.probes import LinearProbe, evaluate_probe, few_shot, knn_scores
     from collimate.evaluation.report import Report
     from collimate.evaluation.result import Result
-    from collimate.evaluation.retrieval import evaluate_retrieval
+    from collimate.evaluation.retrieval import evaluate_retrieval, evaluate_retrieval_between
     from collimate.evaluation.tagging import evaluate_tagging
     from collimate.evaluation.zero_shot import evaluate_zero_shot
 
@@ -48,6 +48,7 @@ __all__ = [
     "evaluate_probe",
     "evaluate_regions",
     "evaluate_retrieval",
+    "evaluate_retrieval_between",
     "evaluate_tagging",
     "evaluate_zero_shot",
     "extract",
@@ -83,7 +84,7 @@ _HOMES = {
     "probes": ("LinearProbe", "evaluate_probe", "few_shot", "knn_scores"),
     "report": ("Report",),
     "result": ("Result",),
-    "retrieval": ("evaluate_retrieval",),
+    "retrieval": ("evaluate_retrieval", "evaluate_retrieval_between"),
     "tagging": ("evaluate_tagging",),
     "zero_shot": ("evaluate_zero_shot",),
 }

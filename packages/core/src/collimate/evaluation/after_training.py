@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable
+from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,12 @@ COMPARED = ("zero_shot", "retrieval")  # what any model with a joint space can b
 NOT_DRAWN = ("step", "epoch", "lr", "data_wait", "negatives")
 """The quantities of the step log that reports leave out: they are settings, or mere housekeeping."""
 
+_NEEDED = {
+    "probe": {"train", "test"},
+    "between": {"data", "modality", "against"},
+    "further": {"data", "function"},
+}
+
 
 class AfterTraining(Configurable):
     """Evaluations of a trained model.
@@ -39,6 +46,9 @@ class AfterTraining(Configurable):
         regions: name -> arguments of `evaluate_regions`.
         beside: name -> checkpoint of another model, whose zero-shot classification and retrieval of the same data stand
             beside this one's, such as the mean over frames of an image-text model.
+        between: name -> arguments of `evaluate_retrieval_between`: `modality` and `against`, neither of them text.
+        further: name -> `function`, the import path of an evaluation that a package has of its own, and its arguments:
+            `collimate_medical.evaluate_findings`. It takes the method first and gives a `Result`.
     """
 
     def __init__(
@@ -50,6 +60,8 @@ class AfterTraining(Configurable):
         compositional: dict[str, dict[str, Any]] | None = None,
         regions: dict[str, dict[str, Any]] | None = None,
         beside: dict[str, str] | None = None,
+        between: dict[str, dict[str, Any]] | None = None,
+        further: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         self.beside = beside or {}
         self.wanted = {
@@ -59,9 +71,11 @@ class AfterTraining(Configurable):
             "localize": localize or {},
             "compositional": compositional or {},
             "regions": regions or {},
+            "between": between or {},
+            "further": further or {},
         }
         for kind, evaluations in self.wanted.items():
-            needed = {"train", "test"} if kind == "probe" else {"data"}
+            needed = _NEEDED.get(kind, {"data"})
             for name, arguments in evaluations.items():
                 if missing := needed - arguments.keys():
                     raise ValueError(f"evaluation.{kind}.{name} lacks {', '.join(sorted(missing))}.")
@@ -83,7 +97,7 @@ class AfterTraining(Configurable):
         from collimate.evaluation.compositional import evaluate_compositional
         from collimate.evaluation.localization import evaluate_localization
         from collimate.evaluation.probes import evaluate_probe
-        from collimate.evaluation.retrieval import evaluate_retrieval
+        from collimate.evaluation.retrieval import evaluate_retrieval, evaluate_retrieval_between
         from collimate.evaluation.zero_shot import evaluate_zero_shot
 
         functions: dict[str, Callable[..., Result]] = {
@@ -93,6 +107,8 @@ class AfterTraining(Configurable):
             "localize": evaluate_localization,
             "compositional": evaluate_compositional,
             "regions": evaluate_regions,
+            "between": evaluate_retrieval_between,
+            "further": evaluate_further,
         }
         model = collimate.load(model_folder)
         others = {name: collimate.load(checkpoint) for name, checkpoint in self.beside.items()}
@@ -134,6 +150,25 @@ def add_comparison(report: Report, found: Result, others: dict[str, Result]) -> 
         for row in rows:
             table.add_row(*row)
         get_console().print(table)
+
+
+def evaluate_further(model: Any, function: str, **arguments: Any) -> Result:
+    """What a package's own evaluation finds.
+
+    Args:
+        model: what is evaluated.
+        function: its import path.
+        arguments: of the function.
+
+    Raises:
+        ValueError: there is no such function.
+    """
+    module, _, name = function.rpartition(".")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"There is no evaluation {function!r}, as package.function: {error}") from None
+    return found(model, **arguments)
 
 
 def add_training_curves(report: Report, output: Path, title: str = "Training") -> None:

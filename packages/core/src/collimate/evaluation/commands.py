@@ -91,8 +91,9 @@ def retrieval(
     index: str | None = None,
     rerank: int | None = None,
     windows: int = 1,
+    against: str | None = None,
 ) -> None:
-    """Rank samples by their captions, and captions by their samples.
+    """Rank samples by their captions, and captions by their samples; or two other modalities by each other.
 
     A model that ranks by tokens (late interaction) writes them into files first, and reads them some at a time.
 
@@ -115,12 +116,30 @@ def retrieval(
             together (TCL: 256 on COCO, 128 on Flickr30k), and report both rankings.
         windows: of samples that are longer than the encoder's input, such as sounds, the mean over so many windows,
             spread evenly; with 1 only the first is heard.
+        against: in the place of texts, another modality of the samples: X-rays by ECGs and ECGs by X-rays.
     """
     from collimate.data import open_source
-    from collimate.evaluation.retrieval import evaluate_retrieval
+    from collimate.evaluation.features import other_modality
+    from collimate.evaluation.retrieval import evaluate_retrieval, evaluate_retrieval_between
 
+    method = _method(checkpoint)
+    if against is not None:
+        between = evaluate_retrieval_between(
+            method,
+            open_source(data),
+            modality or other_modality(method),
+            against,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            device=device,
+            precision=precision,
+            limit=limit,
+            resamples=resamples,
+        )
+        publish(between, checkpoint, output)
+        return
     found = evaluate_retrieval(
-        _method(checkpoint),
+        method,
         open_source(data),
         text_prefix,
         modality,

@@ -110,7 +110,7 @@ def evaluate_retrieval(
                 )
             )
     flat = [caption for own in captions for caption in own]
-    statistic = _statistic(found, owner, recalls, modality)
+    statistic = _statistic(found, owner, recalls, (modality, "text"))
     metrics = evaluate(statistic, len(captions))
     intervals = confidence_intervals(statistic, len(captions), resamples=resamples)
     protocol = {
@@ -123,6 +123,50 @@ def evaluate_retrieval(
     }
     return RetrievalResult(
         "Retrieval", metrics, intervals, protocol, *found[-1], owner, flat, features, modality, found[:-1]
+    )
+
+
+def evaluate_retrieval_between(
+    method: Method,
+    data: Source | Features,
+    modality: str,
+    against: str,
+    recalls: Sequence[int] = RECALLS,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: str = "auto",
+    precision: Precision = "float32",
+    limit: int | None = None,
+    resamples: int = 1000,
+) -> RetrievalResult:
+    """Find samples of one modality by those of another, neither of them text, and the reverse.
+
+    Args:
+        method: encodes both, and ranks by the cosine.
+        data: samples that have both, or features of both. Samples that lack one are left out.
+        modality, against: the two.
+        recalls, batch_size, num_workers, device, precision, limit, resamples: as for `evaluate_retrieval`.
+
+    Raises:
+        ValueError: the method's scores need tokens, or it has no such modality.
+    """
+    if not is_cosine(method):
+        raise ValueError(f"{type(method).__name__} does not rank by the cosine: it ranks texts and one modality alone.")
+    if not isinstance(data, Features):
+        options = (batch_size, num_workers, device, precision, limit)
+        data = extract(method, data, [modality, against], (), False, *options)
+    everyone = torch.arange(len(data))
+    samples, others = data.encodings[modality], data.encodings[against]
+    to_samples = _ranks(method, others, samples, everyone, everyone, f"Ranking {modality}s")
+    to_others = _ranks(method, samples, others, everyone, everyone, f"Ranking {against}s")
+    found = Found(to_samples.ranks, to_others.ranks)
+    statistic = _statistic([found], everyone, recalls, (modality, against))
+    metrics = evaluate(statistic, len(data))
+    intervals = confidence_intervals(statistic, len(data), resamples=resamples)
+    intervals_of = f"95 %, {resamples} bootstrap resamples of samples"
+    protocol = {**data.settings, "score": "cosine", "intervals": intervals_of}
+    return RetrievalResult(
+        "Retrieval", metrics, intervals, protocol, *found, everyone, data.keys, data, modality, against=against
     )
 
 
@@ -229,9 +273,9 @@ def _ranks(
     return _Ranks(gathered, distributed.gather_ordered(torch.cat(best).to(method.device), positions).cpu())
 
 
-def _statistic(found: Sequence[Found], owner: Tensor, recalls: Sequence[int], modality: str) -> Statistic:
+def _statistic(found: Sequence[Found], owner: Tensor, recalls: Sequence[int], names: tuple[str, str]) -> Statistic:
     """The metrics of the first ranks and, with `reranked_` in front, those of further ones."""
-    statistics = [retrieval_statistic(*each, owner, recalls, (modality, "text")) for each in found]
+    statistics = [retrieval_statistic(*each, owner, recalls, names) for each in found]
 
     def statistic(weights: Tensor) -> dict[str, Tensor]:
         first, *further = (each(weights) for each in statistics)
@@ -274,6 +318,7 @@ class _Texts(Source):
 class RetrievalResult(Result):
     """The rank, from 0, of each text's sample (T,) and of each sample's best text (N,), beside the numbers.
 
+    Where nothing is text, `against` takes the place of the texts, and `captions` are the samples' keys.
     Where there was re-ranking these are the ranks after it, and `before` holds those of the fast score.
     """
 
@@ -284,6 +329,7 @@ class RetrievalResult(Result):
     features: Features
     modality: str = "image"
     before: Sequence[Found] = ()
+    against: str = "text"
 
     def add_to(self, report: Report) -> None:
         from collimate.evaluation import figures
@@ -291,10 +337,13 @@ class RetrievalResult(Result):
         super().add_to(report)
         curves, sizes = {}, {}
         for how, found in (*((", fast score", each) for each in self.before), ("", self)):
-            curves |= {f"find the {self.modality}{how}": found.sample_ranks, f"find the text{how}": found.text_ranks}
+            curves |= {
+                f"find the {self.modality}{how}": found.sample_ranks,
+                f"find the {self.against}{how}": found.text_ranks,
+            }
             sizes |= {
                 f"find the {self.modality}{how}": len(found.text_ranks),
-                f"find the text{how}": len(found.sample_ranks),
+                f"find the {self.against}{how}": len(found.sample_ranks),
             }
         caption = "Share of queries whose right answer is among the k best; dashed: chance, with one right answer."
         report.add_figure(figures.recall_curves(curves, sizes), caption)
