@@ -76,7 +76,7 @@ class VoxelBackBone8x(nn.Module):
         """All levels.
 
         Raises:
-            ValueError: the grid is too small to be halved so often: it has at least 15 cells along z, and one along y
+            ValueError: the grid is too small to be halved so often: it has at least 25 cells along z, and one along y
                 and x.
         """
         conv1 = self.conv1(self.conv_input(voxels))

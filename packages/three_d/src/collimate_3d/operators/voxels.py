@@ -10,11 +10,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from collimate_3d.grid import VoxelGrid
 from collimate_3d.operators.segments import grouped
+
+MOST_CELLS = 2**19  # ours, along one axis
 
 
 class Voxelisation(NamedTuple):
@@ -77,6 +79,44 @@ def voxelise_limited(
     return Voxelisation(full.coords[kept], voxel, full.slot, full.points[kept].clamp_max(max_points))
 
 
+def voxelise_unbounded(
+    xyz: Float[Tensor, "P 3"], cloud: Int[Tensor, " P"], clouds: int, cell: float
+) -> tuple[Voxelisation, tuple[int, int, int]]:
+    """Every point, into cubes that begin at the least one of each cloud; and the extent (z, y, x) of all clouds.
+
+    A cloud that is moved by whole cells has the same voxels.
+
+    Args:
+        xyz: in metres, finite.
+        cloud: int64, the cloud of each point, from 0 to `clouds` - 1.
+        clouds: B.
+        cell: side of a cube in metres.
+
+    Raises:
+        ValueError: the cloud is too large for such cells, or a point is not finite.
+    """
+    if not bool(xyz.isfinite().all()):
+        raise ValueError(
+            "A point is NaN or infinite: `PointCloud.of` and `PointBatch.of_padded` leave such points out."
+        )
+    if not len(xyz):
+        return _in_cells(xyz.long(), torch.zeros_like(cloud, dtype=torch.bool), cloud, (1, 1, 1))[0], (1, 1, 1)
+    places = (xyz / cell).floor()
+    if float(places.abs().max()) >= MOST_CELLS:
+        raise ValueError(f"Coordinates reach {float(xyz.abs().max()):g} m, more than {MOST_CELLS} cells of {cell:g} m.")
+    cells = places.long().flip(-1)
+    lowest = cells.new_full((clouds, 3), MOST_CELLS)
+    lowest.scatter_reduce_(0, cloud[:, None].expand_as(cells), cells, "amin")
+    cells = cells - lowest[cloud]
+    depth, height, width = (cells.amax(0) + 1).tolist()
+    if clouds * depth * height * width >= 2**62:
+        raise ValueError(
+            f"Points reach over {depth} x {height} x {width} cells of {cell:g} m, too many to be numbered."
+        )
+    everywhere = torch.ones_like(cloud, dtype=torch.bool)
+    return _in_cells(cells, everywhere, cloud, (depth, height, width))[0], (depth, height, width)
+
+
 def padded_voxels(found: Voxelisation, features: Float[Tensor, "P C"], max_points: int) -> Float[Tensor, "V K C"]:
     """The points of each voxel, in their order, 0 where it has fewer than K.
 
@@ -93,18 +133,23 @@ def _voxelise(
     xyz: Float[Tensor, "P 3"], cloud: Int[Tensor, " P"], grid: VoxelGrid
 ) -> tuple[Voxelisation, Int[Tensor, " V"]]:
     """All voxels, and the first point of each."""
-    cells, inside = grid.cells_of(xyz)
-    depth, height, width = grid.shape
+    return _in_cells(*grid.cells_of(xyz), cloud, grid.shape)
+
+
+def _in_cells(
+    cells: Int[Tensor, "P 3"], inside: Bool[Tensor, " P"], cloud: Int[Tensor, " P"], shape: tuple[int, int, int]
+) -> tuple[Voxelisation, Int[Tensor, " V"]]:
+    depth, height, width = shape
     keys = ((cloud.long() * depth + cells[:, 0]) * height + cells[:, 1]) * width + cells[:, 2]
     rows = inside.nonzero().flatten()
     found = grouped(keys[rows])
-    nowhere = torch.full((len(xyz),), -1, device=xyz.device)
+    nowhere = torch.full((len(cells),), -1, device=cells.device)
     voxel, slot = (nowhere.index_copy(0, rows, each) for each in (found.group, found.rank))
     points = torch.bincount(found.group, minlength=len(found.keys))
-    return Voxelisation(_coords(found.keys, grid), voxel, slot, points), rows[found.first]
+    return Voxelisation(_coords(found.keys, shape), voxel, slot, points), rows[found.first]
 
 
-def _coords(keys: Int[Tensor, " V"], grid: VoxelGrid) -> Int[Tensor, "V 4"]:
-    depth, height, width = grid.shape
+def _coords(keys: Int[Tensor, " V"], shape: tuple[int, int, int]) -> Int[Tensor, "V 4"]:
+    depth, height, width = shape
     cloud, y, x = keys // (depth * height * width), keys // width % height, keys % width
     return torch.stack([cloud, keys // (height * width) % depth, y, x], 1).int()
