@@ -195,6 +195,27 @@ def reliability(curves: Mapping[str, Calibration]) -> Figure:
     return figure
 
 
+def by_share(lines: Mapping[str, Sequence[tuple[float, float, float, float]]]) -> Figure:
+    """A metric against the share of labels that were used, on a logarithmic axis.
+
+    Args:
+        lines: name -> (per cent, value, low, high) of each share.
+    """
+    figure, axes = _axes(5.6, 3.6)
+    for colour, (name, points) in zip(COLOURS, lines.items(), strict=False):
+        percents, values, low, high = zip(*points, strict=True)
+        axes.fill_between(percents, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(percents, values, color=colour, marker="o", markersize=4, linewidth=1.8, label=name)
+    axes.set_xscale("log")
+    ticks = sorted({point[0] for points in lines.values() for point in points})
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set(xlabel="labels used (%)", ylabel="macro AUROC")
+    axes.grid(color=INK, alpha=0.12, linewidth=0.6)
+    _legend(axes)
+    return figure
+
+
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
