@@ -13,6 +13,7 @@ from collimate_medical.anchored import anchored_losses
 from collimate_medical.dropkey import DropKeyAttention, linear_shares
 from collimate_medical.explanation import attention_rollout, explain, gradient_rollout, recorded_attention
 from collimate_medical.more import MoRE
+from collimate_medical.relevance import attention_relevance, explain_by_relevance
 from collimate_medical.transformers import ECGTransformer, ImageTransformer
 
 
@@ -228,3 +229,8 @@ def test_explanation(golden):
     with torch.inference_mode():
         again = explain(tower, inputs["x"], score, first)
     close(again, golden_set, "gradient_rollout", "gradient_rollout")
+    relevances, gradients = attention_relevance(tower, inputs["x"], score)
+    close(torch.cat(relevances), golden_set, "attn_relevance", "attn_relevance")
+    close(torch.cat(gradients), golden_set, "attn_grad", "attn_grad")
+    found = explain_by_relevance(tower, inputs["x"], score, first)
+    close(found, golden_set, "transformer_attribution", "transformer_attribution")
