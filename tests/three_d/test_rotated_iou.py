@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collimate_3d.boxes import footprints
@@ -53,6 +53,7 @@ angle = st.sampled_from([0.0, math.pi / 2, math.pi, 1e-9, math.pi / 4]) | st.flo
 place = st.sampled_from([0.0, 0.5, 1.0]) | st.floats(-3, 3)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(place, place, place, side, side, side, angle), min_size=2, max_size=2), st.floats(-4, 4))
 def test_symmetry_borders_and_frames(pair, turn):
     one, other = (torch.tensor([box], dtype=torch.float64) for box in pair)
