@@ -7,7 +7,7 @@ import torch
 from collimate_medical.dicom import apply_window, modality_values, open_dicom, read_dicom, stored_values, windowed
 from collimate_medical.ecg import ECG, LEADS, with_leads
 from collimate_medical.ecg_augmentation import permuted, warped
-from collimate_medical.processing import ECGProcessor, without_baseline
+from collimate_medical.processing import ECGProcessor, XRayProcessor, without_baseline
 from collimate_medical.wfdb_records import read_wfdb
 
 
@@ -67,6 +67,18 @@ def test_more_ecg(golden):
         removed = without_baseline(plain, settings["target_hz"])
         close(removed, golden_set.expected[f"baseline_removed_{name}"], rule, f"baseline_removed_{name}")
         close(ECGProcessor(**scale, official=True)(ecg), golden_set.expected[f"ecg_out_{name}"], rule, f"ecg_{name}")
+
+
+def test_more_xray(golden):
+    golden_set = golden("more/preprocess")
+    settings, rule = golden_set.config["image"], golden_set.config["tolerance"]["image"]
+    processor = XRayProcessor(settings["size"][0], settings["mean"], settings["std"], equalize=True)
+    for name in golden_set.config["images"]:
+        pixels = processor(golden_set.inputs[f"img_{name}"].numpy())
+        found, wanted = processor.finish(pixels[None])[0, :1], golden_set.expected[f"xray_{name}"]
+        off = (found - wanted).abs()
+        assert (off > rule["atol"]).double().mean() <= rule["allowed_outliers_fraction"], name
+        assert off.max() <= rule["outlier_atol"], name
 
 
 @pytest.mark.parametrize("name", ["warp", "perm"])

@@ -5,8 +5,8 @@ baseline is the median over 0.6 s of the median over 0.2 s; it is subtracted, an
 smallest and largest value.
 
 Departures: leads are taken by name, gaps of up to 0.1 s are bridged, a flat lead becomes 0 (`official=True`: the order
-of MIMIC-IV-ECG is `lead_order="mimic"`; gaps are 0, a flat lead is -1). An X-ray is not brought to the range of its own
-maximum again, and its contrast is not equalised.
+of MIMIC-IV-ECG is `lead_order="mimic"`; gaps are 0, a flat lead is -1). The contrast of an X-ray is equalised, as
+MoRE's released weights need it, only where asked for (`equalize`).
 
 Shape legend: C leads, T samples of a lead.
 """
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from collimate.data.decoding import Undecodable
 from collimate.processing import ImageProcessor, Processor
+from collimate_medical.contrast import equalized
 from collimate_medical.dicom import read_dicom
 from collimate_medical.ecg import (
     FLAT,
@@ -52,6 +53,7 @@ class XRayProcessor(ImageProcessor):
         size: the side of the result in pixels.
         mean, std: of the pixels in [0, 1], the same for all channels.
         resize: as of `ImageProcessor`. MoRE's towers were trained on `squash`; `longest` keeps the shape.
+        equalize: whether contrast is then equalised (`collimate_medical.contrast`), as in MoRE.
     """
 
     modality = "xray"
@@ -62,8 +64,10 @@ class XRayProcessor(ImageProcessor):
         mean: float = XRAY_MEAN,
         std: float = XRAY_STD,
         resize: Literal["shortest", "squash", "longest"] = "squash",
+        equalize: bool = False,
     ) -> None:
         super().__init__(size, (mean,) * 3, (std,) * 3, "bicubic", resize)
+        self.equalize = equalize
 
     def __call__(self, raw: Any) -> UInt8[Tensor, "3 S S"]:
         """One picture to bytes.
@@ -72,7 +76,8 @@ class XRayProcessor(ImageProcessor):
             raw: as for `ImageProcessor`; pictures of 16 bits are scaled, not cut off. Or the path of a DICOM file, or
                 an array (H, W) of real numbers in [0, 1], such as `read_dicom` gives.
         """
-        return super().__call__(grey_image(raw))
+        picture = super().__call__(grey_image(raw))
+        return torch.from_numpy(equalized(picture[0].numpy())).expand(3, -1, -1) if self.equalize else picture
 
 
 class ECGProcessor(Processor):
