@@ -1,35 +1,42 @@
 """Medical methods: MoRE on X-rays, ECGs and reports. Research software, not a medical device."""
 
 from collimate_medical.anchored import AnchoredLosses, anchored_losses
-from collimate_medical.convirt import convirt_loss
+from collimate_medical.convirt import ConVIRT, convirt_loss
 from collimate_medical.dicom import read_dicom
 from collimate_medical.dicom_waveforms import read_dicom_ecg
 from collimate_medical.dropkey import DropKeyAttention
 from collimate_medical.ecg import ECG
 from collimate_medical.ecg_augmentation import ECGAugmentation
 from collimate_medical.explanation import explain
-from collimate_medical.gloria import gloria_losses
+from collimate_medical.finding_evaluation import FindingsResult, evaluate_findings
+from collimate_medical.gloria import GLoRIA, gloria_losses
 from collimate_medical.medclip import medclip_loss
-from collimate_medical.merl import merl_losses
+from collimate_medical.merl import MERL, merl_losses
 from collimate_medical.more import MoRE, NormedProjection
 from collimate_medical.pairing import PairedSource, Study, check_patients, pair_studies
 from collimate_medical.processing import ECGProcessor, XRayProcessor
 from collimate_medical.prompts import finding_texts
 from collimate_medical.reading import encode_ecg, read_ecg
+from collimate_medical.sentences import OneSentence
 from collimate_medical.transformers import ECGTransformer, ImageTransformer
 from collimate_medical.wfdb_records import read_wfdb
 from collimate_medical.zero_shot import finding_scores
 
 __all__ = [
     "ECG",
+    "MERL",
     "AnchoredLosses",
+    "ConVIRT",
     "DropKeyAttention",
     "ECGAugmentation",
     "ECGProcessor",
     "ECGTransformer",
+    "FindingsResult",
+    "GLoRIA",
     "ImageTransformer",
     "MoRE",
     "NormedProjection",
+    "OneSentence",
     "PairedSource",
     "Study",
     "XRayProcessor",
@@ -37,6 +44,7 @@ __all__ = [
     "check_patients",
     "convirt_loss",
     "encode_ecg",
+    "evaluate_findings",
     "explain",
     "finding_scores",
     "finding_texts",

@@ -1,25 +1,33 @@
-"""ConVIRT's loss: images and sentences, each direction with a weight of its own.
+"""ConVIRT: images and sentences, each direction with a weight of its own.
 
 Zhang et al. 2020, Contrastive learning of medical visual representations from paired images and text, arXiv
 2010.00747, equations 2 to 4. With unit vectors v_i of images and u_j of texts and the temperature τ,
 
     L = mean_i [ λ CE_i(<v_i, u_.> / τ) + (1 - λ) CE_i(<v_., u_i> / τ) ],    λ = 0.75, τ = 0.1.
 
-The softmax runs over the samples of all ranks with exact gradients, where published code keeps to one device.
+The softmax runs over the samples of all ranks with exact gradients, where published code keeps to one device. The most
+used unofficial code runs its text head without gradient; here both heads learn, as in the paper. Texts are drawn as
+sentences by `collimate_medical.sentences.OneSentence`.
 
 Shape legend: n samples of this rank, D width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from collimate.data.captions import CaptionChoice
 from collimate.distributed import Group
+from collimate.encoders import Encoder, MLPProjection
 from collimate.losses import symmetric_info_nce_losses
 from collimate.losses.softmax import global_mean
+from collimate.processing import Processor
+from collimate.training import Method
+from collimate_medical.sentences import OneSentence
 
 IMAGE_SHARE = 0.75  # λ, section 3.2
 TEMPERATURE = 0.1  # section 3.2
@@ -50,3 +58,47 @@ def convirt_loss(
     losses = symmetric_info_nce_losses(image, text, logit_scale, group=group, **options)
     by_image, by_text = (global_mean(each, None, group) for each in losses)
     return image_share * by_image + (1 - image_share) * by_text
+
+
+class ConVIRT(Method):
+    """Two towers and, on each, two layers with a ReLU between.
+
+    A batch holds `xray` and `text`, a sentence of the report.
+
+    Args:
+        xray_encoder: the image tower; a ResNet-50 in the paper.
+        text_encoder: the text tower; ClinicalBERT in the paper.
+        xray_processor: how X-rays become the image tower's input.
+        tokenizer: how texts become the text tower's input.
+        embed_dim: D; 512 in the paper.
+        logit_scale: 1/τ, which does not learn.
+        image_share: λ.
+        captions: which texts; one sentence of any caption unless given.
+    """
+
+    modalities = ("xray", "text")
+
+    def __init__(
+        self,
+        xray_encoder: Encoder,
+        text_encoder: Encoder,
+        xray_processor: Processor,
+        tokenizer: Processor,
+        embed_dim: int = 512,
+        logit_scale: float = 1 / TEMPERATURE,
+        image_share: float = IMAGE_SHARE,
+        captions: CaptionChoice | None = None,
+    ) -> None:
+        super().__init__()
+        self.processors = {"xray": xray_processor, "text": tokenizer}
+        towers: dict[str, Encoder] = {"xray": xray_encoder, "text": text_encoder}
+        self.encoders = nn.ModuleDict(towers)
+        self.projections = nn.ModuleDict(
+            {name: MLPProjection(tower.width, embed_dim, activation="relu") for name, tower in towers.items()}
+        )
+        self.logit_scale, self.image_share = logit_scale, image_share
+        self.captions: Mapping[str, CaptionChoice] = {"text": captions or OneSentence()}
+
+    def losses(self, embeddings: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
+        loss = convirt_loss(embeddings["xray"], embeddings["text"], self.logit_scale, self.image_share)
+        return {"convirt": loss}

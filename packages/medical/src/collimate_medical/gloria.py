@@ -1,4 +1,4 @@
-"""GLoRIA's losses: images with reports, and the words of a report with the regions of an image that they speak of.
+"""GLoRIA: images with reports, and the words of a report with the regions of an image that they speak of.
 
 Huang et al. 2021, GLoRIA, ICCV 2021; marshuang80/gloria. With the regions v_br of image b and the words q_tw of
 text t,
@@ -13,23 +13,28 @@ from the second slot on.
 
 Departures: the words of all ranks are contrasted with, with exact gradients; the code leaves out what lies beyond a
 text's words by cutting, here a mask says it, so that zero-shot similarities count words where the code counts the
-characters of the text.
+characters of the text. `GLoRIA`'s regions and words are the tokens of its towers' last layers: the paper takes an
+earlier layer of a ResNet for regions, and sums the pieces of a word and four layers of its text tower.
 
 Shape legend: n images and m texts of this rank, M texts of all ranks, R regions, W word slots, D width.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
-from torch.nn.functional import cosine_similarity
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, pad
 
 from collimate import distributed
 from collimate.distributed import Group
+from collimate.encoders import Encoder, LinearProjection
+from collimate.encoding import Encoding
 from collimate.losses import clip_loss, symmetric_info_nce_of_scores
+from collimate.processing import Processor
+from collimate.training import Method
 
 COSINE_EPS = 1e-8  # gloria/loss/gloria_loss.py
 
@@ -79,6 +84,86 @@ def gloria_losses(
     )
     local = symmetric_info_nce_of_scores(scores, scores.T, 1.0, key_counts=counts, group=group)
     return GloriaLosses(2 * local, 2 * clip_loss(image, text, temperatures.pairs, group=group))
+
+
+class GLoRIA(Method):
+    """Two towers that give tokens, each with a matrix for its vector and one for its tokens.
+
+    A batch holds `xray` and `text`. Classification compares by the mean of both cosines (`zero_shot_similarity`).
+
+    Args:
+        xray_encoder: the image tower; a ResNet-50 in the paper.
+        text_encoder: the text tower; BioClinicalBERT in the paper.
+        xray_processor: how X-rays become the image tower's input.
+        tokenizer: how reports become the text tower's input.
+        embed_dim: D; 768 in the paper.
+        region_temperature, word_temperature, pair_temperature: τ1, τ2 and τ3.
+
+    Raises:
+        ValueError: a tower gives no tokens, as the first batch is encoded.
+    """
+
+    modalities = ("xray", "text")
+
+    def __init__(
+        self,
+        xray_encoder: Encoder,
+        text_encoder: Encoder,
+        xray_processor: Processor,
+        tokenizer: Processor,
+        embed_dim: int = 768,
+        region_temperature: float = Temperatures().regions,
+        word_temperature: float = Temperatures().words,
+        pair_temperature: float = Temperatures().pairs,
+    ) -> None:
+        super().__init__()
+        self.processors = {"xray": xray_processor, "text": tokenizer}
+        towers: dict[str, Encoder] = {"xray": xray_encoder, "text": text_encoder}
+        self.encoders = nn.ModuleDict(towers)
+        self.projections, self.local_projections = (
+            nn.ModuleDict({name: LinearProjection(tower.width, embed_dim) for name, tower in towers.items()})
+            for _ in range(2)
+        )
+        self.temperatures = Temperatures(region_temperature, word_temperature, pair_temperature)
+
+    def forward(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> Encoding:
+        encoding = self.encoders[modality](inputs, mask)
+        if encoding.tokens is None:
+            raise ValueError(f"{type(self.encoders[modality]).__name__} gives no tokens, which GLoRIA compares.")
+        local = self.local_projections[modality](encoding.tokens)
+        return encoding.replace(pooled=self.projections[modality](encoding.pooled), tokens=local)
+
+    def embed(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        image, text = (self.encode(modality, batch[modality]) for modality in self.modalities)
+        assert image.tokens is not None
+        assert text.tokens is not None
+        missing = batch["text"].shape[1] - text.tokens.shape[1]  # towers cut common padding
+        return {
+            "xray": image.pooled,
+            "text": text.pooled,
+            "regions": image.tokens,
+            "words": pad(text.tokens, (0, 0, 0, missing)),
+            "word_mask": pad(text.token_mask, (0, missing)),
+        }
+
+    def losses(self, embeddings: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
+        image, text, regions, words, mask = (
+            embeddings[name] for name in ("xray", "text", "regions", "words", "word_mask")
+        )
+        return dict(gloria_losses(image, text, regions, words, mask, self.temperatures)._asdict())
+
+    def similarity(self, query: Encoding, key: Encoding) -> Float[Tensor, "Q K"]:
+        """`zero_shot_similarity`, whichever side the images are on: they alone lie on a grid.
+
+        Raises:
+            ValueError: an Encoding has no tokens, or both or neither have a grid.
+        """
+        if query.tokens is None or key.tokens is None or (query.grid is None) == (key.grid is None):
+            raise ValueError("GLoRIA compares the tokens of images, which lie on a grid, with those of texts.")
+        if query.grid is None:
+            return self.similarity(key, query).T
+        pooled, regions, words = query.pooled.float(), query.tokens.float(), key.tokens.float()
+        return zero_shot_similarity(pooled, key.pooled.float(), regions, words, key.token_mask)
 
 
 def local_scores(

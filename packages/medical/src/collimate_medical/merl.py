@@ -1,4 +1,4 @@
-"""MERL's losses: ECGs with their reports, and ECGs with themselves.
+"""MERL: ECGs with their reports, and ECGs with themselves.
 
 Liu et al. 2024, Zero-shot ECG classification with multimodal learning and test-time clinical knowledge enhancement,
 arXiv 2403.06659, section 3; cheliu-computation/MERL-ICML2024. With CE(a, b) the mean cross-entropy of the cosines of
@@ -16,13 +16,16 @@ Shape legend: n samples of this rank, D joint width, E width of the ECG tower.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from collimate.distributed import Group
+from collimate.encoders import Encoder, MLPProjection
 from collimate.losses import clip_loss
+from collimate.processing import Processor
+from collimate.training import Method
 
 TEMPERATURE = 0.07  # utils/utils_loss.py
 DROPOUT = 0.1  # section 3.2
@@ -71,3 +74,57 @@ class DropoutViews(nn.Module):
 
     def forward(self, pooled: Float[Tensor, "n E"]) -> tuple[Float[Tensor, "n E"], Float[Tensor, "n E"]]:
         return self.dropout(self.linear1(pooled)), self.dropout(self.linear2(pooled))
+
+
+class MERL(Method):
+    """An ECG tower that learns from reports.
+
+    The text tower is frozen in the paper: wrap it in `collimate.encoders.Frozen`. A batch holds `ecg` and `text`.
+
+    Args:
+        ecg_encoder: the ECG tower; a ResNet-18 of one dimension, or a small transformer, in the paper.
+        text_encoder: the text tower; MedCPT's query encoder in the paper.
+        ecg_processor: how ECGs become the ECG tower's input.
+        tokenizer: how reports become the text tower's input.
+        embed_dim: D.
+        dropout: the share that each view drops.
+        logit_scale: 1/τ, which does not learn.
+    """
+
+    modalities = ("ecg", "text")
+
+    def __init__(
+        self,
+        ecg_encoder: Encoder,
+        text_encoder: Encoder,
+        ecg_processor: Processor,
+        tokenizer: Processor,
+        embed_dim: int = 256,
+        dropout: float = DROPOUT,
+        logit_scale: float = 1 / TEMPERATURE,
+    ) -> None:
+        super().__init__()
+        self.processors = {"ecg": ecg_processor, "text": tokenizer}
+        towers: dict[str, Encoder] = {"ecg": ecg_encoder, "text": text_encoder}
+        self.encoders = nn.ModuleDict(towers)
+        self.projections = nn.ModuleDict(
+            {name: MLPProjection(tower.width, embed_dim) for name, tower in towers.items()}
+        )
+        self.dropout_views = DropoutViews(ecg_encoder.width, dropout)
+        self.logit_scale = logit_scale
+
+    def embed(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The projected vectors of both, and the views of the ECGs before their projection."""
+        ecg = self.encoders["ecg"](self.processors["ecg"].finish(batch["ecg"].to(self.device)))
+        projection: Any = self.projections["ecg"]
+        view, other_view = self.dropout_views(ecg.pooled)
+        return {
+            "ecg": projection.project(ecg).pooled,
+            "text": self.encode("text", batch["text"]).pooled,
+            "view": view,
+            "other_view": other_view,
+        }
+
+    def losses(self, embeddings: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
+        ecg, text, view, other_view = (embeddings[name] for name in ("ecg", "text", "view", "other_view"))
+        return dict(merl_losses(ecg, text, view, other_view, self.logit_scale)._asdict())

@@ -193,7 +193,10 @@ class MoRE(Method):
         projection: Any = self.projections[modality]
         if not len(rows):  # every parameter still takes part, for DDP
             return self._idle(modality) * torch.zeros(len(given), projection.dim, device=self.device)
+        # Of one vector a batch norm has no deviation: those of earlier batches serve.
+        projection.train(self.training and len(rows) > 1)
         pooled = self.encode(modality, batch[modality][rows]).pooled
+        projection.train(self.training)
         return pooled.new_zeros(len(given), pooled.shape[1]).index_copy(0, rows, pooled)
 
     def _idle(self, modality: str) -> Float[Tensor, ""]:
