@@ -25,7 +25,8 @@ FRESH = {  # what was trained before, as it is before training
     "collimate_audio.trained_encoder": "collimate_audio.BEATs",
     "collimate_audio.trained_tokenizer": "collimate_audio.RandomTokenizer",
 }
-LOCAL = ("bert-base-uncased", "sentence-transformers/all-MiniLM-L6-v2")
+LOCAL = ("bert-base-uncased", "roberta-base", "sentence-transformers/all-MiniLM-L6-v2")
+PATIENTS = "world-patients:train?patients=8&size=32"
 
 
 def without_downloads(section: Any) -> Any:
@@ -48,7 +49,8 @@ def without_downloads(section: Any) -> Any:
 
 @pytest.mark.parametrize(("app", "name"), RECIPES, ids=[f"{app.name}-{name}" for app, name in RECIPES])
 def test_a_recipe_builds_and_steps(app, name: str, tmp_path: Path):
-    data = (write_sounds if app.name == "audio" else write_pictures)(tmp_path / "data", count=4)
+    write = write_sounds if app.name == "audio" else write_pictures
+    data = PATIENTS if app.name == "medical" else write(tmp_path / "data", count=4)
     overrides = [f"--output={tmp_path}", "--trainer.accelerator=cpu", "--trainer.precision=32-true"]
     overrides += ["--trainer.strategy=auto", "--trainer.devices=1", f"--data.train={data}"]
     overrides += ["--data.batch_size=2", "--data.global_batch_size=2", "--data.num_workers=0"]
