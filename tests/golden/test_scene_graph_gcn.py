@@ -5,6 +5,7 @@ from safetensors.torch import load_file
 
 from collimate_3d.graphs.geometry import pair_numbers, point_numbers
 from collimate_3d.graphs.triplets import TripletConvolution, convolved
+from collimate_3d.object_encoder import ObjectPointNet
 
 GOLDEN = "scene_graph_gcn"
 
@@ -55,3 +56,14 @@ def test_descriptors(golden_set):
     close(torch.stack([point_numbers(golden_set.inputs[name]) for name in names]), golden_set, "descriptor11")
     found = pair_numbers(golden_set.inputs["descriptor8"], golden_set.inputs["edge_index"])
     close(found, golden_set, "edge_descriptor8")
+
+
+def test_points_of_objects(golden_set):
+    settings = golden_set.config["pointnet"]
+    prefix = "pointnet."
+    weights = load_file(golden_set.folder / "weights.safetensors")
+    own = {key.removeprefix(prefix): each for key, each in weights.items() if key.startswith(f"{prefix}conv")}
+    hidden = (len(own["conv1.bias"]), len(own["conv2.bias"]))
+    encoder = ObjectPointNet(settings["out_size"], settings["point_size"], hidden)
+    encoder.load_state_dict(own)
+    close(encoder(golden_set.inputs["pointnet.points"].mT).pooled, golden_set, "pointnet.feat")

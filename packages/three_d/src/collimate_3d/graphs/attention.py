@@ -141,7 +141,7 @@ class PlaceAttention(GraphLayers):
         given: Bool[Tensor, "B M"],
         related: Bool[Tensor, "B M M"],
     ) -> Float[Tensor, "B M D"]:
-        return self.attended(nodes, pair_places(boxes[..., :3]), given)[0]
+        return self.attended(nodes, pair_places(boxes[..., :3], given), given)[0]
 
     def attended(
         self, nodes: Float[Tensor, "B M D"], places: Float[Tensor, "B M M 5"], given: Bool[Tensor, "B M"]

@@ -7,6 +7,8 @@ Shape legend: B scenes, M objects of a scene, N objects, E edges.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
@@ -64,20 +66,25 @@ def pair_numbers(numbers: Float[Tensor, "N 8"], edges: Int64[Tensor, "2 E"]) -> 
     return torch.cat([subject[:, :3] - target[:, :3], (subject[:, 3:] / target[:, 3:]).log()], 1)
 
 
-def pair_places(centers: Float[Tensor, "B M 3"], normalize: bool = True) -> Float[Tensor, "B M M 5"]:
+def pair_places(
+    centers: Float[Tensor, "B M 3"], given: Bool[Tensor, "B M"] | None = None, normalize: bool = True
+) -> Float[Tensor, "B M M 5"]:
     """Of each pair i, j, with d = centre i - centre j: |d|, d_z / |d|, |d_xy| / |d|, d_y / |d_xy|, d_x / |d_xy|.
 
     As in 3D-VisTA: the distance, and sines and cosines of the two angles under which j sees i. No gradient.
 
     Args:
         centers: in metres.
+        given: which rows are objects; in 3D-VisTA padding counts, too, where distances are divided.
         normalize: divide distances by the largest of the scene.
     """
     offset = centers.detach()[:, :, None] - centers.detach()[:, None]
     squares = offset.square()
     distance = (squares.sum(-1) + DISTANCE_EPS).sqrt()
     across = (squares[..., :2].sum(-1) + DISTANCE_EPS).sqrt()
-    shown = distance / distance.amax((1, 2), keepdim=True) if normalize else distance
+    counted = distance if given is None else distance * (given[:, :, None] & given[:, None])
+    largest = counted.amax((1, 2), keepdim=True).clamp_min(math.sqrt(DISTANCE_EPS))
+    shown = distance / largest if normalize else distance
     x, y, z = offset.unbind(-1)
     return torch.stack([shown, z / distance, across / distance, y / across, x / across], -1)
 

@@ -1,7 +1,7 @@
 """What a batch of scenes and sentences is taught by; pure functions of tensors. See `collimate_3d.scene_graph_vlp`.
 
-Shape legend: B scenes of this rank, S sentences of a scene, L tokens, M objects, n sentences of this rank, K masked
-objects, C classes, D width.
+Shape legend: B scenes of this rank, S sentences of a scene, L tokens, M objects, n sentences of this rank, K
+objects of all ranks, D width.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from collimate import distributed
 from collimate.distributed import Group
@@ -67,7 +66,7 @@ def named_object_losses(
             or not, which changes nothing.
     """
     named = (mentions.sum(-1) > 0) & given[:, None]
-    spoken = torch.einsum("bsml,bsld->bsmd", mentions, words)
+    spoken = torch.einsum("bsml,bsld->bsmd", mentions.to(words.dtype), words)
     positive = logit_scale * (spoken * objects[:, None]).sum(-1)
 
     own = torch.eye(objects.shape[1], dtype=torch.bool, device=objects.device)
@@ -170,22 +169,6 @@ class _Plausible(NamedTuple):
         label = self.query_label[rows, None]
         alike = (label == self.key_label[columns]) & (label >= 0)
         return ~alike | (self.query_scene[rows, None] == self.key_scene[columns])
-
-
-def masked_object_loss(
-    logits: Float[Tensor, "K C"], classes: Int64[Tensor, " K"], weights: Float[Tensor, " K"]
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """The weighted sum of cross-entropies, and the sum of the weights. Objects of class -1 are left out.
-
-    Args:
-        logits: of the classes, for masked objects only.
-        classes: what they are.
-        weights: how much each has to do with the text it is told by.
-    """
-    known = classes >= 0
-    losses = cross_entropy(logits, classes.clamp_min(0), reduction="none")
-    weights = weights * known
-    return (losses * weights).sum(), weights.sum()
 
 
 def _logsumexp(logits: Tensor, kept: Tensor) -> Tensor:
