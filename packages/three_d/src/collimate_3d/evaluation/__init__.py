@@ -1,0 +1,1 @@
+"""How 3D models are evaluated: grounding, captions, objects by their names."""
