@@ -76,7 +76,7 @@ class Studies(Source):
         effusion, edema = (int(each) for each in draw.integers(2, size=2))
         sample = {"__key__": str(index), "__source__": self.name, "txt": "a report"}
         if index % 4:
-            sample["xray"] = [effusion - 0.5, edema - 0.5, 0.1]
+            sample["dcm"] = [effusion - 0.5, edema - 0.5, 0.1]
         if self.how == "json":
             findings = {"effusion": effusion, "edema": -1 if index % 5 == 0 else edema}
             return sample | {"json": {"patient": index // 2, "findings": findings}}

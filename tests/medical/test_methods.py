@@ -11,7 +11,7 @@ from collimate.data.captions import Caption
 from collimate.encoders import Frozen, OpenClipTextEncoder
 from collimate.evaluation.retrieval import evaluate_retrieval
 from collimate.processing import ClipTokenizer
-from collimate.testing import assert_cached_equals_full, assert_same_on_ranks
+from collimate.testing import assert_cached_equals_full
 from collimate_medical import (
     MERL,
     ConVIRT,
@@ -75,9 +75,9 @@ def batch():
 @pytest.mark.parametrize("name", METHODS)
 def test_it_learns_which_belong_together(name, batch):
     method = METHODS[name]().train()
-    optimizer = torch.optim.Adam(method.parameters(), 1e-2)
+    optimizer = torch.optim.Adam(method.parameters(), 3e-3)
     losses = []
-    for _ in range(40):
+    for _ in range(60):
         loss = method.total_loss(method.loss_terms(batch))
         optimizer.zero_grad()
         loss.backward()
@@ -95,16 +95,6 @@ def test_the_gradient_cache_changes_nothing(name, batch):
         return method.total_loss(method.loss_terms(batch))
 
     assert_cached_equals_full(lambda: loss(None), lambda: loss(4), dict(method.named_parameters()), tolerance=1e-5)
-
-
-def merl_loss_of(ecg, text, view, other_view):
-    return sum(merl().losses({"ecg": ecg, "text": text, "view": view, "other_view": other_view}, {}).values())
-
-
-def test_merl_is_exact_across_ranks():
-    torch.manual_seed(2)
-    rows = {"ecg": (9, 8), "text": (9, 8), "view": (9, 24), "other_view": (9, 24)}
-    assert_same_on_ranks(merl_loss_of, {name: torch.randn(shape) for name, shape in rows.items()}, ranks=(2, 3))
 
 
 def test_terms(batch):
