@@ -60,6 +60,7 @@ figcaption { color: var(--soft); font-size: 13px; margin-top: 8px; text-align: c
 .gallery figcaption { font-size: 12.5px; line-height: 1.4; text-align: left; overflow-wrap: anywhere }
 .gallery.large { grid-template-columns: repeat(auto-fill, minmax(260px, 1fr)) }
 .gallery.wide { grid-template-columns: repeat(auto-fill, minmax(380px, 1fr)) } .gallery.wide img { aspect-ratio: auto }
+.words { line-height: 2; max-width: none } .words span { border-radius: 4px; padding: 2px 3px }
 .good figure { border-top: 3px solid var(--good) } .bad figure { border-top: 3px solid var(--bad) }
 footer { color: var(--soft); font-size: 12.5px; margin-top: 56px }
 """
@@ -137,6 +138,21 @@ class Report:
         if cells:
             self._title(title)
             self._parts.append(f'<div class="gallery {html.escape(kind)}">{cells}</div>')
+
+    def add_words(self, words: Iterable[tuple[str, float]], title: str = "") -> None:
+        """A text whose words are tinted by a number each: blue from 0 to 1, red from 0 to -1.
+
+        Args:
+            words: (word, number), in order; numbers beyond 1 count as 1.
+            title: above them.
+        """
+        tints = [
+            f'<span style="background: rgba({"52, 89, 199" if number > 0 else "192, 69, 59"}, '
+            f'{0.75 * min(abs(number), 1):.2f})">{html.escape(word)}</span>'
+            for word, number in words
+        ]
+        self._title(title)
+        self._parts.append(f'<p class="words">{" ".join(tints)}</p>')
 
     def add_examples(
         self, best: Iterable[tuple[RawImage | Exhibit, str]], worst: Iterable[tuple[RawImage | Exhibit, str]]

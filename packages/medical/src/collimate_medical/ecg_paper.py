@@ -1,0 +1,67 @@
+"""ECGs as they are printed: on millimetre paper, 25 mm a second and 10 mm a millivolt.
+
+All leads run over the whole time, one below the other, after a calibration pulse of 1 mV and 0.2 s. What is drawn keeps
+to the paper's millimetres whatever size a page shows it in: a large square is 0.2 s and 0.5 mV.
+
+Shape legend: C leads, T samples of a lead, t moments of a relevance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from collimate_medical.ecg import ECG, filled, resampled
+
+SPEED, GAIN = 25.0, 10.0  # mm a second, mm a millivolt
+SPACING, MARGIN = 15.0, 10.0  # mm between two leads; in front of them, for names and the pulse
+RATE = 250.0  # Hz: what is drawn, to keep pages small
+LONGEST = 20.0  # seconds that are drawn
+_MM = 1 / 25.4  # of an inch
+_PAPER, _FINE, _BOLD, _TRACE, _SHADE = "#fff9f6", "#f7dcd4", "#e9aa9b", "#16181d", (0.95, 0.5, 0.05)
+
+
+def ecg_paper(
+    ecg: ECG, relevance: Float[np.ndarray, " t"] | None = None, spans: Sequence[tuple[float, float]] = ()
+) -> Figure:
+    """An ECG on paper, with shade where something counts.
+
+    Args:
+        ecg: of any leads; of its first 20 seconds.
+        relevance: 0 or more, of moments spread evenly from the first sample of the ECG on, `relevance.size` of which
+            last as long as what is drawn; the largest is shaded most.
+        spans: seconds from and to, between which a line is drawn above the leads.
+    """
+    signal, _ = filled(ecg.signal[:, : round(LONGEST * ecg.rate)], ecg.rate, 0.0)
+    seconds = signal.shape[1] / ecg.rate
+    if ecg.rate > RATE:
+        signal = resampled(signal, ecg.rate, RATE)
+    width, height = MARGIN + SPEED * seconds, SPACING * (len(signal) + 1)
+    figure = Figure(figsize=(width * _MM, height * _MM))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width), ylim=(0, height))
+    axes.axis("off")
+    axes.add_patch(Rectangle((0, 0), width, height, color=_PAPER, linewidth=0))
+    for step, colour, line in ((1.0, _FINE, 0.3), (5.0, _BOLD, 0.55)):
+        upright = [[(x, 0), (x, height)] for x in np.arange(0, width + 0.01, step)]
+        level = [[(0, y), (width, y)] for y in np.arange(0, height + 0.01, step)]
+        axes.add_collection(LineCollection(upright + level, colors=colour, linewidths=line))
+    if relevance is not None and relevance.max() > 0:
+        shade = np.zeros((1, len(relevance), 4))
+        shade[..., :3], shade[..., 3] = _SHADE, 0.6 * relevance / relevance.max()
+        axes.imshow(shade, extent=(MARGIN, width, 0, height), aspect="auto", interpolation="nearest", zorder=2)
+    for start, end in spans:
+        axes.plot([MARGIN + SPEED * start, MARGIN + SPEED * end], [height - 2] * 2, color=_SHADE, linewidth=2.4)
+    moments = MARGIN + SPEED * seconds * np.arange(signal.shape[1]) / signal.shape[1]
+    for row, (name, lead) in enumerate(zip(ecg.leads, signal, strict=True)):
+        ground = height - SPACING * (row + 1)
+        pulse = [[2, ground], [3, ground], [3, ground + GAIN], [8, ground + GAIN], [8, ground], [9, ground]]
+        axes.plot(*zip(*pulse, strict=True), color=_TRACE, linewidth=0.6, zorder=3)
+        axes.plot(moments, ground + GAIN * lead, color=_TRACE, linewidth=0.75, zorder=3)
+        axes.text(MARGIN + 1, ground + 4, name, fontsize=8, color=_TRACE, zorder=4, weight="bold")
+    return figure
