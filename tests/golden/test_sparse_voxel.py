@@ -10,7 +10,7 @@ from collimate_3d.operators import Voxelisation, padded_voxels, segment_mean, vo
 from collimate_3d.pillars import PillarFeatures
 from collimate_3d.sparse import SparseVoxels
 from collimate_3d.voxel_backbone import VoxelBackBone8x
-from collimate_3d.voxel_encoder import load_weights
+from collimate_3d.weights import load_weights
 
 GOLDEN = "sparse_voxel"
 

@@ -11,9 +11,8 @@ from os import PathLike
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from collimate.checkpoints.files import CheckpointError, read_state_dict, tidy
 from collimate.encoders import Encoder
 from collimate.encoders.base import waves
 from collimate.encoding import Encoding
@@ -22,8 +21,9 @@ from collimate_3d.grid import BEVGrid, VoxelGrid
 from collimate_3d.operators import Voxelisation, segment_mean, voxelise, voxelise_limited
 from collimate_3d.pillars import PILLAR_WIDTHS, PillarFeatures
 from collimate_3d.points import PointBatch
-from collimate_3d.sparse import Backend, SparseVoxels, fitted_weights
+from collimate_3d.sparse import Backend, SparseVoxels
 from collimate_3d.voxel_backbone import OUT_WIDTH, STRIDE, WIDTHS, Levels, VoxelBackBone8x
+from collimate_3d.weights import load_weights, published_weights
 
 OFFICIAL = {"backbone_3d.": "lift.backbone_3d.", "vfe.": "lift.vfe.", "backbone_2d.": "backbone_2d."}
 """OpenPCDet's names, and those of `BEVEncoder`."""
@@ -216,28 +216,7 @@ class BEVEncoder(Encoder):
         Raises:
             CheckpointError: the file is damaged, or its network has other sizes.
         """
-        weights = tidy(dict(checkpoint)) if isinstance(checkpoint, Mapping) else read_state_dict(checkpoint)
-        renamed = {
-            ours + name.removeprefix(theirs): value
-            for theirs, ours in OFFICIAL.items()
-            for name, value in weights.items()
-            if name.startswith(theirs)
-        }
-        load_weights(self, renamed)
-
-
-def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Take published weights in whichever layout of sparse kernels, all of them.
-
-    Raises:
-        CheckpointError: some are missing, too many, or of another shape.
-    """
-    try:
-        network.load_state_dict(fitted_weights(network, weights))
-    except RuntimeError as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"The weights are not those of this {type(network).__name__}: {error}") from error
+        load_weights(self, published_weights(checkpoint, OFFICIAL))
 
 
 def _voxelised(batch: PointBatch, grid: VoxelGrid, max_points: int | None, max_voxels: int | None) -> Voxelisation:
