@@ -1,4 +1,4 @@
-"""PointNet++ in both published families: samples, groups, features, gradients and statistics of the official modules."""
+"""PointNet++ in both published families: samples, groups, features, gradients and statistics of the official code."""
 
 import pytest
 import torch
@@ -33,10 +33,8 @@ def named(weights, prefix):
 
 
 def inputs_of(golden_set, xyz):
-    features = golden_set.inputs.get("features")
-    return golden_set.inputs[
-        xyz
-    ].clone().requires_grad_(), None if features is None else features.clone().requires_grad_()
+    given = golden_set.inputs[xyz], golden_set.inputs.get("features")
+    return [None if each is None else each.clone().requires_grad_() for each in given]
 
 
 # Pointnet_Pointnet2_pytorch -------------------------------------------------------------------------------------

@@ -128,7 +128,7 @@ def test_weights_of_3d_vista_are_loaded():
     official["obj_encoder.obj3d_clf_pre_head.0.weight"] = torch.zeros(1)
     other.load_official(official)
     assert torch.equal(other(objects()).pooled, made(objects()).pooled)
-    with pytest.raises(CheckpointError, match="begin with 'point_feature_extractor.'"):
+    with pytest.raises(CheckpointError, match="No weights begin with"):
         other.load_official(official, "point_feature_extractor.")
     official.pop("obj_encoder.pcd_net.fc.bias")
     with pytest.raises(CheckpointError, match="not those of this ObjectPointNet2"):

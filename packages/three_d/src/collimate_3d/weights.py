@@ -32,7 +32,7 @@ def published_weights(
     }
     if not found:
         raise CheckpointError(
-            f"No weights begin with {' or '.join(map(repr, prefixes))}; the first is {next(iter(weights), 'missing')!r}."
+            f"No weights begin with {' or '.join(map(repr, prefixes))}; the first are {', '.join(list(weights)[:3])}."
         )
     return found
 

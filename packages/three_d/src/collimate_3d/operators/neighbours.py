@@ -85,7 +85,7 @@ def nearest(points: Float[Tensor, "B N 3"], queries: Float[Tensor, "B M 3"], nei
     return torch.cat(found, 1) if found else queries.new_zeros(len(queries), 0, neighbours, dtype=torch.int64)
 
 
-def gathered(values: Shaped[Tensor, "B N C"], index: Int[Tensor, B * shape]) -> Shaped[Tensor, "B *shape C"]:
+def gathered(values: Shaped[Tensor, "B N C"], index: Int[Tensor, "B ..."]) -> Shaped[Tensor, "B ... C"]:
     """The values at these points of each cloud."""
     flat = index.flatten(1)[..., None].expand(-1, -1, values.shape[2])
     return values.gather(1, flat).view(*index.shape, values.shape[2])
@@ -166,7 +166,7 @@ class _Found:
         return distance <= self.limit if self.inclusive else distance < self.limit
 
     def add(self, rows: Int[Tensor, " q"], centre: Tensor, point: Tensor) -> None:
-        """Further neighbours, sorted by the centre among `rows`, then by the point; those beyond K are counted alone."""
+        """Further neighbours, sorted by the centre among `rows`, then by the point; those beyond K are only counted."""
         counts = torch.bincount(centre, minlength=len(rows))
         known = self.counts[rows]
         rank = known[centre] + torch.arange(len(centre), device=centre.device) - (counts.cumsum(0) - counts)[centre]

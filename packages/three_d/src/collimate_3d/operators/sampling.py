@@ -4,9 +4,9 @@ Eldar et al. 1997; Qi et al. 2017, PointNet++, arXiv 1706.02413. With D_j the sq
 chosen one, the next is argmax_j D_j, the lowest index where several are equal, and D_j becomes min(D_j, |p_j - p|^2).
 
 On a CPU, points of a large cloud lie in buckets of neighbours with their bounding boxes. A box that is no nearer to the
-chosen point than the largest D of its bucket holds nothing that changes, and is skipped: most are, once a few points are
-chosen. Rounding is monotonic, so that the skipped distances could not have been smaller in float32 either: the choice is
-the same as without buckets.
+chosen point than the largest D of its bucket holds nothing that changes, and is skipped: most are, once a few points
+are chosen. Rounding is monotonic, so that the skipped distances could not have been smaller in float32 either: the
+choice is the same as without buckets.
 
 Shape legend: B clouds, N points, S samples, G buckets of M points.
 """
@@ -111,10 +111,10 @@ def _by_buckets(xyz: Float32[np.ndarray, "N 3"], blind: np.ndarray, first: int, 
 
 
 def _buckets(xyz: Float32[np.ndarray, "N 3"]) -> Int[np.ndarray, "G M"]:
-    """Neighbours by their place on a Z-shaped curve; within a bucket by their index, so that the first is the lowest."""
+    """Neighbours by their place on a Z-shaped curve; within a bucket by their index, so that the lowest is first."""
     low = xyz.min(0)
-    extent = max(float((xyz.max(0) - low).max()), np.finfo(np.float32).tiny)
-    cells = ((xyz - low) * np.float32(1023 / extent)).astype(np.int64)
+    extent = float((xyz.max(0) - low).max()) or 1.0
+    cells = ((xyz - low).astype(np.float64) * (1023 / extent)).astype(np.int64)
     code = sum(_spread(cells[:, axis]) << axis for axis in range(3))
     count = -(-len(xyz) // BUCKET)
     order = np.argsort(code, kind="stable")

@@ -1,7 +1,7 @@
 """PointNet++ as encoders: of objects, and VoteNet's of rooms.
 
-All take clouds of one number of points; where some are padding, copies of the first real one stand in for them, which no
-maximum notices.
+All take clouds of one number of points; where some are padding, copies of the first real one stand in for them, which
+no maximum notices.
 
 Shape legend: B clouds, N points, C channels of a point, M seeds, D width.
 """

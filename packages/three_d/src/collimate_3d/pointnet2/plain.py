@@ -3,14 +3,14 @@
 Qi et al. 2017, arXiv 1706.02413. Set abstraction samples centres c, takes the K first points p_j of the cloud within a
 radius of each, and learns a feature of the group; feature propagation carries features back to finer points:
 
-    f(c) = max_j MLP([p_j - c, f_j]),        f(q) = MLP([f_q, sum_k w_k f_k / sum_k w_k]),  w_k = 1 / (|q - p_k|^2 + 1e-8).
+    f(c) = max_j MLP([p_j - c, f_j]),   f(q) = MLP([f_q, sum_k w_k f_k / sum_k w_k]),   w_k = 1 / (|q - p_k|^2 + 1e-8).
 
-What tells this family from VoteNet's: points at exactly the radius are within; relative positions are not divided by it;
-the multi-scale form puts features before positions; interpolation weighs by squared distances and carries gradients to
-the points; a module that takes all points does not centre them.
+What tells this family from VoteNet's: points at exactly the radius are within; relative positions are not divided by
+it; the multi-scale form puts features before positions; interpolation weighs by squared distances and carries gradients
+to the points; a module that takes all points does not centre them.
 
-One departure: sampling begins with the first point, or with one that is given, instead of a random one, so that the same
-cloud has the same features; `PointAugmentation` shuffles points in training.
+One departure: sampling begins with the first point, or with one that is given, instead of a random one, so that the
+same cloud has the same features; `PointAugmentation` draws the points, and so their order, anew in training.
 
 Shape legend: B clouds, N points, M centres, K neighbours, F D channels.
 """

@@ -1,7 +1,7 @@
 """A perceptron that all points share: 1 x 1 convolutions as matrices, batch norm and ReLU, channels last.
 
-Parameters have the shapes and names of published convolutions; the arithmetic is that of a matrix a point, which on a CPU
-is faster and needs no transposed copies.
+Parameters have the shapes and names of published convolutions; the arithmetic is that of a matrix a point, which needs
+no transposed copies.
 
 Shape legend: C D channels.
 """
@@ -26,10 +26,10 @@ class SharedMLP(nn.Module):
         super().__init__()
         self.count = len(widths) - 1
         for number, (width_in, width) in enumerate(pairwise(widths)):
+            convolution = nn.Conv2d(width_in, width, 1, bias=False)
+            nn.init.kaiming_normal_(convolution.weight)  # VoteNet, pointnet2/pytorch_utils.py
             norm = nn.ModuleDict({"bn": nn.BatchNorm1d(width)})
-            layer = nn.ModuleDict({"conv": nn.Conv2d(width_in, width, 1, bias=False), "bn": norm})
-            nn.init.kaiming_normal_(layer["conv"].weight)  # erikwijmans/Pointnet2_PyTorch, pytorch_utils.py
-            self.add_module(f"layer{number}", layer)
+            self.add_module(f"layer{number}", nn.ModuleDict({"conv": convolution, "bn": norm}))
 
     def forward(self, rows: Float[Tensor, "*shape C"]) -> Float[Tensor, "*shape D"]:
         for number in range(self.count):

@@ -1,8 +1,8 @@
 """PointNet++ as VoteNet, ScanRefer, 3DJCG, 3D-VLP and 3D-VisTA have it, parameters under their names.
 
 Qi et al. 2017, arXiv 1706.02413; Qi et al. 2019, VoteNet, arXiv 1904.09664; leolyj/3D-VLP, lib/pointnet2/
-pointnet2_modules.py (MIT). The formulas are those of `collimate_3d.pointnet2.plain`, but: points at exactly the radius are
-not within; relative positions may be divided by it; points within about 3 cm of the origin are never sampled;
+pointnet2_modules.py (MIT). The formulas are those of `collimate_3d.pointnet2.plain`, but: points at exactly the radius
+are not within; relative positions may be divided by it; points within about 3 cm of the origin are never sampled;
 interpolation weighs by distances that are not squared, and carries no gradient to the points; layers have no bias.
 
 Shape legend: B clouds, N points, M centres, K neighbours, F D channels.
