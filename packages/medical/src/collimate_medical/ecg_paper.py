@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 from collimate_medical.ecg import ECG, filled, resampled
 
 SPEED, GAIN = 25.0, 10.0  # mm a second, mm a millivolt
-SPACING, MARGIN = 15.0, 10.0  # mm between two leads; in front of them, for names and the pulse
+SPACING, MARGIN = 15.0, 20.0  # mm between two leads; in front of them, for names and the pulse
 RATE = 250.0  # Hz: what is drawn, to keep pages small
 LONGEST = 20.0  # seconds that are drawn
 _MM = 1 / 25.4  # of an inch
@@ -60,8 +60,8 @@ def ecg_paper(
     moments = MARGIN + SPEED * seconds * np.arange(signal.shape[1]) / signal.shape[1]
     for row, (name, lead) in enumerate(zip(ecg.leads, signal, strict=True)):
         ground = height - SPACING * (row + 1)
-        pulse = [[2, ground], [3, ground], [3, ground + GAIN], [8, ground + GAIN], [8, ground], [9, ground]]
+        pulse = [(x, ground + GAIN * up) for x, up in ((11, 0), (12, 0), (12, 1), (17, 1), (17, 0), (18, 0))]
         axes.plot(*zip(*pulse, strict=True), color=_TRACE, linewidth=0.6, zorder=3)
         axes.plot(moments, ground + GAIN * lead, color=_TRACE, linewidth=0.75, zorder=3)
-        axes.text(MARGIN + 1, ground + 4, name, fontsize=8, color=_TRACE, zorder=4, weight="bold")
+        axes.text(1, ground + 4, name, fontsize=8, color=_TRACE, zorder=4, weight="bold")
     return figure
