@@ -18,7 +18,8 @@ def write_pictures(folder: Path, count: int = 40, side: int = 32) -> Path:
             noise = generator.integers(-20, 21, (side, side, 3))
             Image.fromarray(np.clip(tint + noise, 0, 255).astype("uint8")).save(folder / f"{index}.jpg")
             caption = f"a picture tinted {tint[0] // 32} {tint[1] // 32} {tint[2] // 32}"
-            table.write(json.dumps({"image": f"{index}.jpg", "caption": caption}) + "\n")
+            row = {"image": f"{index}.jpg", "caption": caption, "cls": index // 2 % 2}
+            table.write(json.dumps(row) + "\n")
     return folder / "captions.jsonl"
 
 

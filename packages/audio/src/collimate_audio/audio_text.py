@@ -27,7 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from collimate.encoders import Encoder, Frozen, MLPProjection, NoProjection, Projection, projections_for
+from collimate.encoders import Encoder, MLPProjection, Projection, projections_for
+from collimate.encoders.adapted import require_frozen
 from collimate.losses.negatives import text_ids
 from collimate.processing import Processor
 from collimate.training import Method
@@ -110,10 +111,5 @@ class CLAP(Method):
     def _check_frozen(self, modality: str | None) -> None:
         if modality is None:
             return
-        encoder, projection = self.encoders[modality], self.projections[modality]
-        if not (isinstance(encoder, Frozen) and isinstance(projection, NoProjection)):
-            raise ValueError(
-                f"{type(self.contrast).__name__} takes from the {modality} tower how near samples are: put it into "
-                f"collimate.encoders.Frozen, and set {modality}_projection to NoProjection({encoder.width}) and "
-                f"embed_dim to {encoder.width}."
-            )
+        who = type(self.contrast).__name__
+        require_frozen(self.encoders[modality], self.projections[modality], modality, who)

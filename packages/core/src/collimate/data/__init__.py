@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collimate.data.loading import EvalLoader, TooManyCorruptSamples, TrainLoader
     from collimate.data.module import DataModule
     from collimate.data.preparation import Augmentation, Preparation, TrainingPreparation
+    from collimate.data.text_augmentation import TextAugmentation
     from collimate.data.transforms import ImageAugmentation, StrongImageAugmentation
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "Source",
     "StrongImageAugmentation",
     "TableSource",
+    "TextAugmentation",
     "TooManyCorruptSamples",
     "TrainLoader",
     "TrainingPreparation",
@@ -74,6 +76,7 @@ _LATE = {
     "ImageAugmentation": "transforms",
     "Preparation": "preparation",
     "StrongImageAugmentation": "transforms",
+    "TextAugmentation": "text_augmentation",
     "TooManyCorruptSamples": "loading",
     "TrainLoader": "loading",
     "TrainingPreparation": "preparation",

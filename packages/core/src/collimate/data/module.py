@@ -39,7 +39,8 @@ class DataModule(LightningDataModule):
             `collimate.data.BalancedSource`.
         epoch_samples: samples in a virtual epoch; those of all training sources together if None.
         augmentations: modality -> its training transform. If None, `ImageAugmentation`, CLIP's slight random crop, for
-            pictures, unless the method reads regions, of which a crop would lose some; `{}` for none at all.
+            pictures, unless the method reads regions, of which a crop would lose some; `{}` for none at all. A view of
+            the method's, or one of its captions, may have another than its modality, under its own key.
         val_batch_size: samples of each rank in a validation step; as in training if None.
         val_limit: validate on at most so many samples.
         max_corrupt_rate: the share of corrupt samples at which the run stops.

@@ -100,7 +100,7 @@ class Preparation:
         row |= self.located(sample, self.regions) if self.regions else {}
         given = {modality: self.has(modality, sample) for modality in self.fillers}
         row |= {
-            key: self.tensor(modality, sample) if given.get(modality, True) else self.fillers[modality]
+            key: self.tensor(modality, sample, key) if given.get(modality, True) else self.fillers[modality]
             for key, modality in (plain | self.views).items()
         }
         row |= {f"{modality}_given": torch.tensor(there) for modality, there in given.items()}
@@ -133,9 +133,8 @@ class Preparation:
             modality = key if key in self.processors else "text"
             with naming(sample, key):
                 found = choice(captions_of(sample))
-                several = [
-                    self.process(modality, text) for text in (found if isinstance(found, list) else [found or ""])
-                ]
+                texts = found if isinstance(found, list) else [found or ""]
+                several = [self.process(modality, text, key) for text in texts]
             row[key] = torch.stack(several) if isinstance(found, list) else several[0]
             if choice.optional:
                 row[f"{key}_given"] = torch.tensor(found is not None)
@@ -170,11 +169,11 @@ class Preparation:
         """Whether a sample has a modality, damaged or not."""
         return any(key in sample for key in self.fields[modality])
 
-    def tensor(self, modality: str, sample: Sample) -> Tensor:
-        """The tensor of one modality of a sample."""
+    def tensor(self, modality: str, sample: Sample, key: str | None = None) -> Tensor:
+        """The tensor of one modality of a sample, as it stands under a key of the row."""
         value = value_of(sample, self.fields[modality])
         with naming(sample, modality):
-            return self.process(modality, self.choose(value) if modality == "text" else value)
+            return self.process(modality, self.choose(value) if modality == "text" else value, key)
 
     def extra(self, name: str, sample: Sample) -> Any:
         """What a row carries beside the modalities."""
@@ -192,7 +191,7 @@ class Preparation:
                 return [check_text(caption.text) for caption in listed(value)]
         return value_of(sample, (name,))
 
-    def process(self, modality: str, value: Any) -> Tensor:
+    def process(self, modality: str, value: Any, key: str | None = None) -> Tensor:
         return self.processors[modality](value)
 
     def process_with_boxes(self, picture: Any, boxes: Sequence[Box]) -> tuple[Tensor, list[Box]]:
@@ -225,6 +224,7 @@ class TrainingPreparation(Preparation):
 
     Args:
         augmentations: modality -> what is called with the decoded value and the processor, in the processor's place.
+            A key of the row, such as a view's, may have another than its modality.
     """
 
     def __init__(
@@ -247,9 +247,10 @@ class TrainingPreparation(Preparation):
             raise missing(sample, [key for modality in others for key in self.fields[modality]])
         return super().__call__(sample)
 
-    def process(self, modality: str, value: Any) -> Tensor:
-        if modality in self.augmentations:
-            return self.augmentations[modality](value, self.processors[modality])
+    def process(self, modality: str, value: Any, key: str | None = None) -> Tensor:
+        augmentation = self.augmentations.get(key or modality, self.augmentations.get(modality))
+        if augmentation is not None:
+            return augmentation(value, self.processors[modality])
         return super().process(modality, value)
 
     def process_with_boxes(self, picture: Any, boxes: Sequence[Box]) -> tuple[Tensor, list[Box]]:

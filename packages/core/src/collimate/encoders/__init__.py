@@ -5,10 +5,18 @@ from collimate.encoders.base import Encoder
 from collimate.encoders.bert import Bert
 from collimate.encoders.huggingface import HuggingFaceTextEncoder
 from collimate.encoders.open_clip import OpenClipImageEncoder, OpenClipResNetEncoder, OpenClipTextEncoder
-from collimate.encoders.projection import LinearProjection, MLPProjection, NoProjection, Projection, projections_for
+from collimate.encoders.projection import (
+    BatchNormProjection,
+    LinearProjection,
+    MLPProjection,
+    NoProjection,
+    Projection,
+    projections_for,
+)
 from collimate.encoders.timm import TimmImageEncoder
 
 __all__ = [
+    "BatchNormProjection",
     "Bert",
     "Encoder",
     "Frozen",

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from collimate.configurable import build
 from collimate.encoders.base import Encoder
+from collimate.encoders.projection import NoProjection
 from collimate.encoding import Encoding
 
 
@@ -113,6 +114,22 @@ class Frozen(Encoder):
     def train(self, mode: bool = True) -> Frozen:
         self.training = mode
         return self
+
+
+def require_frozen(encoder: nn.Module, projection: nn.Module, modality: str, who: str) -> None:
+    """See that a tower is frozen and that its own space is the joint space, so that its vectors can be a teacher's.
+
+    Args:
+        who: asks for it.
+
+    Raises:
+        ValueError: it is not; says what to set.
+    """
+    if not (isinstance(encoder, Frozen) and isinstance(projection, NoProjection)):
+        raise ValueError(
+            f"{who} takes from the {modality} tower how near samples are: put it into collimate.encoders.Frozen, and "
+            f"set {modality}_projection to NoProjection({encoder.width}) and embed_dim to {encoder.width}."
+        )
 
 
 class _SelfAttention(nn.Module):

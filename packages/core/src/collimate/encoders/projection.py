@@ -72,6 +72,34 @@ class MLPProjection(Projection):
         return self.layers(vectors)
 
 
+class BatchNormProjection(Projection):
+    """Layers with batch norm and ReLU between, as projectors of Barlow Twins, SimSiam and clip-rocket are.
+
+    Across ranks the norms see a rank's own vectors unless `trainer.sync_batchnorm` is on.
+
+    Args:
+        width: W.
+        dim: D.
+        hidden: width of the hidden layers.
+        layers: matrices, the last one among them.
+        final_norm: whether a batch norm without scale follows the last.
+    """
+
+    def __init__(self, width: int, dim: int, hidden: int = 4096, layers: int = 3, final_norm: bool = False) -> None:
+        super().__init__()
+        self.width, self.dim = width, dim
+        parts: list[nn.Module] = []
+        for given in [width, *[hidden] * (layers - 2)][: layers - 1]:
+            parts += [nn.Linear(given, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
+        parts.append(nn.Linear(hidden if layers > 1 else width, dim, bias=not final_norm))
+        if final_norm:
+            parts.append(nn.BatchNorm1d(dim, affine=False))
+        self.layers = nn.Sequential(*parts)
+
+    def forward(self, vectors: Float[Tensor, "B W"]) -> Float[Tensor, "B D"]:
+        return self.layers(vectors)
+
+
 class NoProjection(Projection):
     """The tower's own space is the joint space, as in SigLIP's image tower.
 
