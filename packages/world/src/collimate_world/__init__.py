@@ -5,6 +5,7 @@ from collimate_world.chest import chest_film
 from collimate_world.clip import CLIP_RATE, Clip
 from collimate_world.clip_source import MOTION_CLASSES, MOTION_TEMPLATES, ClipSource
 from collimate_world.heartbeat import heartbeats
+from collimate_world.lidar import SURFACES, Pattern
 from collimate_world.motion import MOTIONS, OPPOSITE, motion, moving
 from collimate_world.motion_captions import MOTION_KINDS, motion_caption
 from collimate_world.negatives import NEGATIVE_KINDS, Negative, negatives
@@ -31,6 +32,8 @@ from collimate_world.sound import PITCHES, RHYTHMS, TIMBRES, Sound
 from collimate_world.sound_captions import SOUND_KINDS, sound_caption, sound_name, sound_phrase
 from collimate_world.sound_source import HELD_OUT_SOUNDS, SOUND_CLASSES, SOUND_TEMPLATES, SoundSource
 from collimate_world.source import CLASS_NAMES, HELD_OUT_CLASSES, TEMPLATES, WorldSource
+from collimate_world.street import MOUNTED, ROAD_USERS, RoadUser, Street, sample_street
+from collimate_world.sweep_source import SWEEP_CLASSES, SWEEP_PERIOD, SweepSource
 
 __all__ = [
     "CLASS_NAMES",
@@ -49,11 +52,13 @@ __all__ = [
     "MOTION_CLASSES",
     "MOTION_KINDS",
     "MOTION_TEMPLATES",
+    "MOUNTED",
     "NEGATIVE_KINDS",
     "OPPOSITE",
     "PAINTS",
     "PITCHES",
     "RHYTHMS",
+    "ROAD_USERS",
     "ROOM_CLASSES",
     "ROOM_KINDS",
     "SHAPES",
@@ -61,6 +66,9 @@ __all__ = [
     "SOUND_CLASSES",
     "SOUND_KINDS",
     "SOUND_TEMPLATES",
+    "SURFACES",
+    "SWEEP_CLASSES",
+    "SWEEP_PERIOD",
     "TEMPLATES",
     "TEXTURES",
     "TIMBRES",
@@ -72,13 +80,17 @@ __all__ = [
     "Light",
     "Negative",
     "PatientSource",
+    "Pattern",
     "Picture",
     "Relation",
+    "RoadUser",
     "Room",
     "RoomSource",
     "Scene",
     "Sound",
     "SoundSource",
+    "Street",
+    "SweepSource",
     "Thing",
     "Visit",
     "WorldSource",
@@ -94,6 +106,7 @@ __all__ = [
     "report",
     "sample_room",
     "sample_scene",
+    "sample_street",
     "sample_visit",
     "sentence",
     "sound_caption",
