@@ -1,0 +1,131 @@
+"""The app's own verbs. What is heavy is imported when they run."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+def ground(
+    checkpoint: str,
+    data: str,
+    boxes: Literal["ground truth", "predicted"] = "ground truth",
+    output: str = "runs/grounding",
+    batch_size: int = 16,
+    num_workers: int = 0,
+    device: str = "auto",
+    precision: Precision = "float32",
+    limit: int | None = None,
+    resamples: int = 1000,
+) -> None:
+    """Find the object that each sentence of each scene means.
+
+    Args:
+        checkpoint: a model folder, or a .ckpt of a training run.
+        data: scenes with sentences: shards, `world-rooms:test`, ...
+        boxes: whether objects are the annotated ones, or predicted ones, of which overlaps are reported.
+        output: the folder of report.html and report.json.
+        batch_size: scenes at a time.
+        num_workers: processes that read and decode; 0 reads in this one.
+        device: `auto` is the first GPU where there is one, else the CPU.
+        precision: of the networks.
+        limit: at most so many scenes, spread over the data.
+        resamples: of the bootstrap intervals.
+    """
+    from collimate.data import open_source
+    from collimate.evaluation.commands import publish
+    from collimate_3d.evaluation.grounding import evaluate_grounding
+
+    found = evaluate_grounding(
+        _method(checkpoint), open_source(data), boxes, batch_size, num_workers, device, precision, limit, resamples
+    )
+    publish(found, checkpoint, output)
+
+
+def classify_objects(
+    checkpoint: str,
+    data: str,
+    classes: str | list[str] | None = None,
+    templates: str | list[str] | None = None,
+    output: str = "runs/objects",
+    batch_size: int = 256,
+    num_workers: int = 0,
+    device: str = "auto",
+    precision: Precision = "float32",
+    limit: int | None = None,
+    resamples: int = 1000,
+) -> None:
+    """Name the objects of scenes by the words of their classes, without training.
+
+    Args:
+        checkpoint: a model folder, or a .ckpt of a training run.
+        data: scenes: shards, `world-rooms:test`, ...
+        classes: names, or a file of them; those that the model's scenes have unless given.
+        templates: what names are put into, such as `the {}`; the name alone unless given.
+        output: the folder of report.html and report.json.
+        batch_size: objects at a time.
+        num_workers: processes that read and decode; 0 reads in this one.
+        device: `auto` is the first GPU where there is one, else the CPU.
+        precision: of the networks.
+        limit: at most so many objects, spread over the data.
+        resamples: of the bootstrap intervals.
+    """
+    from collimate.data import open_source
+    from collimate.evaluation.commands import publish
+    from collimate_3d.evaluation.objects import evaluate_objects
+
+    found = evaluate_objects(
+        _method(checkpoint),
+        open_source(data),
+        classes,
+        templates,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        device=device,
+        precision=precision,
+        limit=limit,
+        resamples=resamples,
+    )
+    publish(found, checkpoint, output)
+
+
+def vocabulary(data: str, output: str, at_least: int = 1, limit: int | None = None) -> None:
+    """Count the words of captions and sentences, the most frequent first, and write them, one a line.
+
+    Args:
+        data: scenes with texts: shards, `world-rooms:train`, ...
+        output: a .txt file, for `WordTokenizer`.
+        at_least: how often a word occurs that is kept.
+        limit: at most so many scenes, spread over the data; all if not given.
+    """
+    from pathlib import Path
+
+    from collimate.console import say
+    from collimate.data import open_source
+    from collimate.data.captions import captions_of
+    from collimate.data.decoding import value_of
+    from collimate.data.files import write_atomically
+    from collimate.data.referrals import REFERRALS, referrals_of
+    from collimate_3d.language import count_words
+
+    source = open_source(data)
+    size = len(source) if limit is None else min(limit, len(source))
+    texts: list[str] = []
+    for place in range(size):
+        sample = source.peek(place * len(source) // size, ("txt", "captions.json", REFERRALS))
+        texts += [caption.text for caption in captions_of(sample)] if {"txt", "captions.json"} & sample.keys() else []
+        texts += [each.text for each in referrals_of(value_of(sample, (REFERRALS,)))] if REFERRALS in sample else []
+    words = count_words(texts, at_least)
+    write_atomically(Path(output), "".join(f"{word}\n" for word in words).encode())
+    say(f"{len(words)} words of {len(texts)} texts: {output}")
+
+
+def _method(checkpoint: str) -> Any:
+    import collimate
+    from collimate_3d import SceneGraphVLP
+
+    model = collimate.load(checkpoint)
+    if not isinstance(model, SceneGraphVLP):
+        raise ValueError(f"{checkpoint} holds a {type(model).__name__}, which does not ground sentences in scenes.")
+    return model
