@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike, fspath
 from pathlib import Path
@@ -105,18 +105,26 @@ def read_dicom(raw: RawDicom, window: int = 0) -> Float32[np.ndarray, "H W"]:
             large, or one whose compression no installed package reads.
         FileNotFoundError: there is no such file.
     """
-    dataset = open_dicom(raw)
-    name = name_of(raw)
-    values = windowed(modality_values(stored_values(dataset, name), dataset, name), dataset, window, name)
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
-        values = values.max() - values
-    return to_unit(values)
+    dataset, name = open_dicom(raw), name_of(raw)
+    return _through(stored_values(dataset, name), lambda values: _shown(values, dataset, window, name), dataset)
+
+
+def read_grey(raw: RawDicom, window: int = 0) -> UInt8[np.ndarray, "H W"]:
+    """`read_dicom` in 256 steps, rounded, without a copy of the picture in real numbers."""
+    dataset, name = open_dicom(raw), name_of(raw)
+    return _through(
+        stored_values(dataset, name), lambda values: to_bytes(_shown(values, dataset, window, name)), dataset
+    )
+
+
+def to_bytes(picture: Float32[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
+    """A picture from 0 to 1 in 256 steps, rounded."""
+    return np.rint(picture * 255).astype(np.uint8)
 
 
 def decode_dicom(data: bytes) -> Image.Image:
     """A grey picture of 8 bits, for methods that take pictures of any kind; see `read_dicom`."""
-    pixels: UInt8[np.ndarray, "H W"] = np.rint(read_dicom(data) * 255).astype(np.uint8)
-    return Image.fromarray(pixels)
+    return Image.fromarray(read_grey(data))
 
 
 def open_dicom(raw: RawDicom) -> Dataset:
@@ -219,6 +227,50 @@ def to_unit(values: Shaped[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W"]:
 def name_of(raw: RawDicom) -> str:
     """What messages call a file: the last part of its path, as folders may be named by patients."""
     return f"{len(raw)} bytes" if isinstance(raw, bytes) else Path(raw).name
+
+
+# Levels -----------------------------------------------------------------------------------------------------------
+
+
+def _shown(values: Shaped[np.ndarray, "H W"], dataset: Dataset, window: int, name: str) -> Float32[np.ndarray, "H W"]:
+    """Stored values as they are seen."""
+    seen = windowed(modality_values(values, dataset, name), dataset, window, name)
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        seen = seen.max() - seen
+    return to_unit(seen)
+
+
+def _through(pixels: Shaped[np.ndarray, "H W"], shown: Callable[[np.ndarray], np.ndarray], dataset: Dataset) -> Any:
+    """What is shown of each pixel, worked out once for each value that pixels have: a picture has few of them.
+
+    Args:
+        pixels: integers; of more than 16 bits, each is worked out by itself.
+        shown: of an array (1, n) of such values; what becomes of each depends on it and on their extremes alone.
+        dataset: whose tables may send values between the smallest and the largest beyond what becomes of these two.
+    """
+    if pixels.dtype.itemsize > 2:
+        return shown(pixels)
+    places = pixels.view(f"u{pixels.dtype.itemsize}")  # negative values become large places
+    if dataset.get("ModalityLUTSequence") or dataset.get("VOILUTSequence"):
+        occurs = np.zeros(2**16, bool)
+        for rows in _some_rows(places):
+            occurs[places[rows]] = True
+        values = np.flatnonzero(occurs).astype(places.dtype).view(pixels.dtype)
+    else:
+        values = np.arange(int(pixels.min()), int(pixels.max()) + 1).astype(pixels.dtype)
+    seen = shown(values[None])[0]
+    table = np.zeros(2**16, seen.dtype)
+    table[values.view(places.dtype)] = seen
+    found = np.empty(pixels.shape, seen.dtype)
+    for rows in _some_rows(places):
+        np.take(table, places[rows], out=found[rows], mode="clip")  # which needs no copy of what it finds
+    return found
+
+
+def _some_rows(pixels: np.ndarray) -> Iterator[slice]:
+    """A few rows at a time: indices are eight bytes each."""
+    step = max(1, 2**18 // max(pixels.shape[1], 1))
+    yield from (slice(first, first + step) for first in range(0, len(pixels), step))
 
 
 # Parsing ----------------------------------------------------------------------------------------------------------
