@@ -11,7 +11,5 @@ APP = App(
         "ground": Verb("collimate_3d_app.commands:ground", "find the objects that sentences mean"),
         "classify-objects": Verb("collimate_3d_app.commands:classify_objects", "name objects without training"),
         "vocabulary": Verb("collimate_3d_app.commands:vocabulary", "count the words of scenes' texts, for a tokenizer"),
-        "import-3dssg": Verb("collimate_3d.scenes.three_dssg:import_3dssg", "scenes of 3RScan with 3DSSG's graphs"),
-        "import-scannet": Verb("collimate_3d.scenes.scannet:import_scannet", "scenes of ScanNet with sentences"),
     },
 )
