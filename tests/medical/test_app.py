@@ -1,12 +1,14 @@
 """The medical app as a user types it, small: train, find, retrieve, probe, embed, export; what its demo promises."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import yaml
 from safetensors import safe_open
 
+from collimate.app import installed_apps
 from collimate.checkpoints import load
 from collimate.checkpoints.export import export
 from collimate.cli import main
@@ -72,6 +74,21 @@ def test_verbs_on_the_run(run, tmp_path, capsys):
     found = json.loads((tmp_path / "z" / "report.json").read_text())["Zero-shot findings"]
     lacking = sum("ecg.npz" not in sample for sample in map(open_source(data).read, range(16)))
     assert found["protocol"]["without"] == f"ecg: {lacking}"
+
+
+def test_every_verb_is_there():
+    verbs = installed_apps()["medical"].all_verbs
+    assert {"train", "zero-shot", "explain", "probe-shares", "import-mimic-cxr"} <= verbs.keys()
+    for verb in verbs.values():
+        module, _, function = verb.target.partition(":")
+        assert callable(getattr(import_module(module), function))
+
+
+def test_an_explanation_is_drawn(run, tmp_path):
+    data = "world-patients:test?patients=4&seconds=5"
+    main(["medical", "explain", f"--checkpoint={run / 'model'}", f"--data={data}", "--samples=[1]", "--device=cpu",
+          f"--output={tmp_path / 'x'}"])  # fmt: skip
+    assert (tmp_path / "x" / "report.html").stat().st_size > 10_000
 
 
 def test_export_merges_low_rank_updates(tmp_path):

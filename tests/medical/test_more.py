@@ -1,10 +1,13 @@
 """MoRE: towers, dropped keys, explanations, missing modalities, patients; that it learns, saves and loads."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from collimate.checkpoints import load, save
+from collimate.data import ImageAugmentation
 from collimate.encoders import Encoder, HuggingFaceTextEncoder, TimmImageEncoder
 from collimate.encoding import Encoding
 from collimate.processing import ClipTokenizer, Processor
@@ -260,3 +263,29 @@ def test_a_method_is_saved_and_loaded(tmp_path):
     for modality, raw in {"ecg": signal, "text": "normal ecg", "xray": model.processors["xray"].example()}.items():
         assert torch.equal(again.encode(modality, [raw]).pooled, model.encode(modality, [raw]).pooled)
     assert ECGTransformer.from_pretrained(tmp_path / "model").processor.leads == MIMIC_LEADS
+
+
+# In training ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("equalize", [False, True])
+def test_training_sees_films_of_any_depth_as_evaluation_does(equalize):
+    """Of 16 bits, of real numbers as DICOM files give them, and of 8 bits: a whole crop is the processor's picture."""
+    processor = XRayProcessor(32, equalize=equalize)
+    film = np.random.RandomState(0).rand(64, 64)
+    film[16:48, 16:48] *= 0.2
+    coarse = np.rint(film * 255).astype(np.uint8)
+    for raw in (np.rint(film * 65535).astype(np.uint16), film, coarse, Image.fromarray(coarse)):
+        drawn = ImageAugmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0))(raw, processor)
+        assert (drawn.float() - processor(coarse).float()).abs().mean() < 2
+        assert drawn.float().std() > 10
+
+
+def test_one_film_in_a_batch_is_no_trouble():
+    model = method().train()
+    alone = torch.tensor([0, 1, 0, 0, 0, 0]).bool()
+    statistics = model.projections["xray"].layers[0].bn.running_var.clone()
+    terms = model.loss_terms(batch(xray_given=alone))
+    assert all(term.isfinite() for term in terms.values())
+    assert torch.equal(model.projections["xray"].layers[0].bn.running_var, statistics)
+    assert model.projections["xray"].training

@@ -1,18 +1,22 @@
 """X-rays and ECGs of one patient, by time; that splits share nobody; that samples name nobody."""
 
+import json
 from datetime import datetime, timedelta
 
 import numpy as np
 import pytest
+import wfdb
 from PIL import Image
 
+from collimate.data import open_source
+from collimate.data.decoding import value_of
 from collimate.data.preparation import Preparation, collate
 from collimate.data.source import Source
-from collimate_medical.ecg import ECG
+from collimate_medical.ecg import ECG, LEADS
 from collimate_medical.more import PATIENT
 from collimate_medical.pairing import PairedSource, Study, check_patients, joined_report, pair_studies
 from collimate_medical.processing import ECGProcessor, XRayProcessor
-from collimate_medical.reading import encode_ecg
+from collimate_medical.reading import encode_ecg, read_ecg
 
 DAY = datetime(2150, 3, 1)
 
@@ -101,3 +105,40 @@ def test_samples_hold_both_and_name_nobody():
         PairedSource(Listed(xrays), Listed(ecgs), source.pairs, patients[:2])
     with pytest.raises(ValueError, match="no pairs"):
         PairedSource(Listed(xrays), Listed(ecgs), [], patients)
+
+
+def table(folder, name, rows, suffix):
+    """A table of studies: X-rays as PNG files, ECGs as WFDB records."""
+    lines = []
+    for number, (patient, days, split) in enumerate(rows):
+        file = f"{name}{number}"
+        if suffix == "png":
+            Image.fromarray(np.full((16, 16), 10 * number, np.uint8)).save(folder / f"{file}.png")
+        else:
+            signal = np.outer(np.sin(np.arange(100)), np.ones(12)) * (number + 1)
+            options = {"units": ["mV"] * 12, "sig_name": list(LEADS), "fmt": ["16"] * 12}
+            wfdb.wrsamp(file, fs=100, p_signal=signal, write_dir=str(folder), **options)
+        when = (DAY + timedelta(days=days)).isoformat()
+        row = {"patient": patient, "when": when, "split": split, "captions": f"{name} {number}"}
+        lines.append(json.dumps({"file": f"{file}.{suffix}", **row}))
+    path = folder / f"{name}.jsonl"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_two_tables_are_paired_in_one_line(tmp_path):
+    xrays = table(tmp_path, "film", [("a", 0, "train"), ("b", 0, "train"), ("c", 3, "test")], "png")
+    ecgs = table(
+        tmp_path, "record", [("b", 9, "test"), ("a", 70, "train"), ("c", 3, "train"), ("b", 2, "train")], "hea"
+    )
+    source = open_source(f"paired:{xrays}?split=train&ecgs=wfdb:{ecgs}")
+    assert [(pair.xray, pair.ecg) for pair in source.pairs] == [(1, 3)]
+    assert open_source(f"paired:{xrays}?split=train&ecgs=wfdb:{ecgs}&window_days=80&policy=all").pairs[0][:2] == (0, 1)
+    sample = source.read(0)
+    assert sample["txt"] == "Chest X-ray: film 1 ECG: record 3"
+    assert sample[PATIENT] == 1
+    assert read_ecg(value_of(sample, ("ecg.npz",))).signal.max() == pytest.approx(4, abs=0.01)
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text(json.dumps({"file": "film0.png", "patient": "a"}))
+    with pytest.raises(ValueError, match="sample 0 does not say `patient` and `when`"):
+        open_source(f"paired:{bare}?ecgs={ecgs}")

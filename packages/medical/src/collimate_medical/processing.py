@@ -26,7 +26,7 @@ from torch import Tensor
 from collimate.data.decoding import Undecodable
 from collimate.processing import ImageProcessor, Processor
 from collimate_medical.contrast import equalized
-from collimate_medical.dicom import read_dicom
+from collimate_medical.dicom import read_grey, to_bytes
 from collimate_medical.ecg import (
     FLAT,
     LEADS,
@@ -69,15 +69,19 @@ class XRayProcessor(ImageProcessor):
         super().__init__(size, (mean,) * 3, (std,) * 3, "bicubic", resize)
         self.equalize = equalize
 
-    def __call__(self, raw: Any) -> UInt8[Tensor, "3 S S"]:
-        """One picture to bytes.
+    def opened(self, raw: Any) -> Image.Image:
+        """The whole picture, in grey.
 
         Args:
             raw: as for `ImageProcessor`; pictures of 16 bits are scaled, not cut off. Or the path of a DICOM file, or
                 an array (H, W) of real numbers in [0, 1], such as `read_dicom` gives.
         """
-        picture = super().__call__(grey_image(raw))
-        return torch.from_numpy(equalized(picture[0].numpy())).expand(3, -1, -1) if self.equalize else picture
+        return grey_image(raw)
+
+    def toned(self, pixels: UInt8[Tensor, "3 S S"]) -> UInt8[Tensor, "3 S S"]:
+        if not self.equalize:
+            return pixels
+        return torch.from_numpy(equalized(np.ascontiguousarray(pixels[0]))).expand(3, -1, -1)
 
 
 class ECGProcessor(Processor):
@@ -169,7 +173,7 @@ def without_baseline(signal: Float32[np.ndarray, "C T"], rate: float) -> Float32
 def grey_image(raw: Any) -> Image.Image:
     """A grey picture of 8 bits, from one of any depth."""
     if isinstance(raw, str | PathLike) and Path(raw).suffix.lower() in DICOM_SUFFIXES:
-        raw = read_dicom(raw)
+        raw = read_grey(raw)
     if isinstance(raw, bytes | str | PathLike):
         from collimate.processing.image import open_image
 
@@ -181,5 +185,8 @@ def grey_image(raw: Any) -> Image.Image:
     if isinstance(raw, np.ndarray) and np.issubdtype(raw.dtype, np.floating):
         if raw.ndim != 2 or not (np.isfinite(raw).all() and raw.min() >= 0 and raw.max() <= 1):
             raise Undecodable("no grey picture", f"an array of {raw.shape}: (H, W) in [0, 1] is expected")
-        raw = Image.fromarray(np.rint(raw * 255).astype(np.uint8))
-    return (Image.fromarray(raw) if isinstance(raw, np.ndarray) else raw).convert("L")
+        raw = Image.fromarray(to_bytes(raw.astype(np.float32)))
+    image = Image.fromarray(raw) if isinstance(raw, np.ndarray) else raw
+    return (
+        image if image.mode == "L" else image.convert("L")
+    )  # not loaded yet, a JPEG may be decoded at a smaller scale

@@ -22,7 +22,7 @@ from torchvision.tv_tensors import BoundingBoxes
 from collimate.data.preparation import Augmentation
 from collimate.data.regions import Box, Placement, clipped, is_seen, placed_box
 from collimate.processing import ImageProcessor
-from collimate.processing.image import RawImage, open_image
+from collimate.processing.image import RawImage
 
 Crop = tuple[int, int, int, int]
 """left, top, right, bottom, in pixels"""
@@ -92,9 +92,10 @@ class ImageAugmentation(Augmentation):
 
     def _cropped(self, raw: RawImage, processor: ImageProcessor) -> tuple[Tensor, Placement]:
         """A random part of the picture, and where its points lie."""
-        image = open_image(raw)
+        image = processor.opened(raw)
         left, top, right, bottom = random_box(*image.size, self.scale, self.ratio)
         pixels = crop_and_resize(image, (left, top, right, bottom), processor.size, processor.interpolation)
+        pixels = processor.toned(pixels)
         x, y = processor.size / (right - left), processor.size / (bottom - top)
         return pixels, (x, y, -left * x, -top * y)
 

@@ -61,11 +61,21 @@ class ImageProcessor(Processor):
         Args:
             raw: a Pillow image, an array (H, W) or (H, W, C) of bytes, an encoded file's bytes, or its path.
         """
-        image: Any = open_image(raw)  # torchvision takes Pillow images, but its annotations do not say so
+        image: Any = self.opened(raw)  # torchvision takes Pillow images, but its annotations do not say so
         mode = transforms.InterpolationMode(self.interpolation)
         width, height = self._resized(*image.size)
         image = transforms.resize(image, [height, width], interpolation=mode, antialias=True)
-        return transforms.pil_to_tensor(transforms.center_crop(image.convert("RGB"), [self.size, self.size]))
+        return self.toned(
+            transforms.pil_to_tensor(transforms.center_crop(image.convert("RGB"), [self.size, self.size]))
+        )
+
+    def opened(self, raw: Any) -> Image.Image:
+        """The whole picture, of 8 bits a channel; in training, crops are drawn from it."""
+        return open_image(raw)
+
+    def toned(self, pixels: UInt8[Tensor, "3 S S"]) -> UInt8[Tensor, "3 S S"]:
+        """What is done to the pixels of the result, in training too; nothing unless overridden."""
+        return pixels
 
     def placement(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Where the points of a picture come to lie, so that boxes and masks can follow it.
