@@ -1,25 +1,55 @@
 """3D methods: scene-graph-guided pre-training, LiDAR equivariance."""
 
+from collimate_3d.bev import BEVBackbone, bev_encoding, bev_map
 from collimate_3d.evaluation import evaluate_grounding, evaluate_objects
+from collimate_3d.formats import encode_points
 from collimate_3d.graphs import NoGraph, OffsetAttention, PlaceAttention, TripletGraph
+from collimate_3d.grid import BEVGrid, VoxelGrid
 from collimate_3d.language import GRUTextEncoder, WordTokenizer
 from collimate_3d.object_encoder import ObjectPointNet
+from collimate_3d.pointnet import PointNet
+from collimate_3d.pointnet2 import ObjectPointNet2, PointNet2, PointNet2MultiScale, VoteNetBackbone
+from collimate_3d.points import PointBatch, PointCloud
+from collimate_3d.processor import PointAugmentation, PointProcessor
+from collimate_3d.reading import read_points
 from collimate_3d.scene_graph_vlp import SceneGraphVLP
 from collimate_3d.scenes import DrawnReferrals, ReferralProcessor, SceneAugmentation, SceneProcessor
+from collimate_3d.sparse_unet import SparseUNet
+from collimate_3d.voxel_encoder import BEVEncoder, PillarEncoder, VoxelEncoder
 
 __all__ = [
+    "BEVBackbone",
+    "BEVEncoder",
+    "BEVGrid",
     "DrawnReferrals",
     "GRUTextEncoder",
     "NoGraph",
     "ObjectPointNet",
+    "ObjectPointNet2",
     "OffsetAttention",
+    "PillarEncoder",
     "PlaceAttention",
+    "PointAugmentation",
+    "PointBatch",
+    "PointCloud",
+    "PointNet",
+    "PointNet2",
+    "PointNet2MultiScale",
+    "PointProcessor",
     "ReferralProcessor",
     "SceneAugmentation",
     "SceneGraphVLP",
     "SceneProcessor",
+    "SparseUNet",
     "TripletGraph",
+    "VoteNetBackbone",
+    "VoxelEncoder",
+    "VoxelGrid",
     "WordTokenizer",
+    "bev_encoding",
+    "bev_map",
+    "encode_points",
     "evaluate_grounding",
     "evaluate_objects",
+    "read_points",
 ]
