@@ -27,6 +27,7 @@ FRESH = {  # what was trained before, as it is before training
 }
 LOCAL = ("bert-base-uncased", "roberta-base", "sentence-transformers/all-MiniLM-L6-v2")
 PATIENTS = "world-patients:train?patients=8&size=32"
+ROOMS = "world-rooms:train?length=4"
 
 
 def without_downloads(section: Any) -> Any:
@@ -44,13 +45,16 @@ def without_downloads(section: Any) -> Any:
         local["names"] = ["first", "second"]
     if str(local.get("entities", "")).endswith(".txt"):  # vocabularies that are counted in captions
         local["entities"] = ["dog", "ball"]
+    if str(local.get("words", "")).endswith(".txt"):
+        local["words"] = ["the", "ball"]
     return local
 
 
 @pytest.mark.parametrize(("app", "name"), RECIPES, ids=[f"{app.name}-{name}" for app, name in RECIPES])
 def test_a_recipe_builds_and_steps(app, name: str, tmp_path: Path):
     write = write_sounds if app.name == "audio" else write_pictures
-    data = PATIENTS if app.name == "medical" else write(tmp_path / "data", count=4)
+    ours = {"medical": PATIENTS, "three-d": ROOMS}.get(app.name)
+    data = ours or write(tmp_path / "data", count=4)
     overrides = [f"--output={tmp_path}", "--trainer.accelerator=cpu", "--trainer.precision=32-true"]
     overrides += ["--trainer.strategy=auto", "--trainer.devices=1", f"--data.train={data}"]
     overrides += ["--data.batch_size=2", "--data.global_batch_size=2", "--data.num_workers=0"]

@@ -171,6 +171,17 @@ def test_scannet_with_scanrefer(scannet):
     assert first.more["object_name"] == "office_chair"
 
 
+def test_classes_of_the_benchmark(scannet):
+    root, _ = scannet
+    (root / "labels.tsv").write_text("id\traw_category\tnyu40class\n1\toffice chair\tchair\n")
+    sample = open_source(f"scenes-scannet:{root}?labels={root / 'labels.tsv'}").read(0)
+    assert sample["scene.npz"]["labels"].tolist() == ["chair", "desk", "chair"]
+    assert sample["graph.json"]["objects"][0]["label"] == "office chair"
+    (root / "labels.tsv").write_text("id\traw_category\n")
+    with pytest.raises(ValueError, match="nyu40class"):
+        open_source(f"scenes-scannet:{root}?labels={root / 'labels.tsv'}")
+
+
 def test_damaged_scannet_is_named(scannet):
     root, _ = scannet
     folder = root / "scene0000_00"

@@ -15,6 +15,7 @@ ScanNet's, or are none; the words that name the target are looked for in them.
 
 from __future__ import annotations
 
+import csv
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,6 +42,8 @@ class ScanNetSource(Source):
         referrals: a file of sentences (`collimate_3d.scenes.referral_files.read_referrals`), or None.
         scenes: a .txt file with a scene a line, such as `scannetv2_val.txt`; those of the sentences, else all of the
             folder if None.
+        labels: ScanNet's table of labels, `scannetv2-labels.combined.tsv`: objects have the class of its column
+            `nyu40class` then (`chair` for `office chair`); graphs and sentences keep what they are called.
         relations: whether graphs have the relations that follow from boxes.
 
     Raises:
@@ -49,10 +52,16 @@ class ScanNetSource(Source):
     """
 
     def __init__(
-        self, root: str, referrals: str | None = None, scenes: str | None = None, relations: bool = True
+        self,
+        root: str,
+        referrals: str | None = None,
+        scenes: str | None = None,
+        labels: str | None = None,
+        relations: bool = True,
     ) -> None:
         self.root, self.relations = Path(root), relations
         self.name = f"scenes-scannet:{root}"
+        self.classes = read_classes(Path(labels)) if labels else {}
         told: dict[str, list[Referral]] = defaultdict(list)
         for scene, each in read_referrals(referrals) if referrals else []:
             told[scene].append(each)
@@ -88,6 +97,9 @@ class ScanNetSource(Source):
         graph = graph_from_points(xyz, instance, labels)
         told = [named_words(each, labels) for each in self.referrals.get(scene, [])]
         sample = scene_sample(scene, self.name, graph, (xyz, rgb, instance), told)
+        if self.classes:
+            names = [self.classes.get(each.label, each.label) for each in graph.objects]
+            sample["scene.npz"]["labels"] = np.array(names, np.str_)
         if self.relations:  # of which the points' table has none: a graph over a scene finds its own neighbours
             sample["graph.json"] = graph.with_spatial_relations().to_json()
         return sample
@@ -107,6 +119,20 @@ def instances_of(segments: Int64[np.ndarray, " P"], groups: Sequence[Mapping]) -
     numbers, place = np.unique(segments, return_inverse=True)
     owners = np.array([owner.get(int(number), UNKNOWN) for number in numbers], np.int64)
     return owners[place] if len(numbers) else np.zeros(0, np.int64)
+
+
+def read_classes(path: Path) -> dict[str, str]:
+    """What objects are called -> their class, of ScanNet's table of labels.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it lacks a column.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file, delimiter="\t")
+        if lacking := {"raw_category", "nyu40class"} - set(rows.fieldnames or ()):
+            raise ValueError(f"{path} has no column {min(lacking)!r}; it has {', '.join(rows.fieldnames or ())}.")
+        return {row["raw_category"]: row["nyu40class"] for row in rows}
 
 
 def aligned(xyz: Float[np.ndarray, "P 3"], path: Path) -> Float[np.ndarray, "P 3"]:
