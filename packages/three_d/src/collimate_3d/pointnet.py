@@ -1,8 +1,8 @@
 """PointNet: every point by itself, then the largest of each number.
 
 Qi et al. 2017, arXiv 1612.00593; yanx27/Pointnet_Pointnet2_pytorch, models/pointnet_utils.py (MIT), parameters under
-its names. Small networks of the same kind find a matrix that turns the points of a cloud, and one that mixes its features,
-before they go on:
+its names. Small networks of the same kind find a matrix that turns the points of a cloud, and one that mixes its
+features, before they go on:
 
     f = max_p h(T' g(T x_p)),
 
