@@ -88,14 +88,32 @@ def test_only_what_lies_between_is_decoded(monkeypatch):
     video = Video(film(64, key_every=8, bf="0"))
     seen = []
 
-    def counting(container, stream, stamped=reading._stamped):
-        for frame in stamped(container, stream):
+    def counting(container, stream, wanted, stamped=reading._stamped):
+        for frame in stamped(container, stream, wanted):
             seen.append(frame.pts)
             yield frame
 
     monkeypatch.setattr("collimate_video.reading._stamped", counting)
     assert shown(video, middles(video)[[3, 59]]) == [3, 59]
-    assert len(seen) <= (3 + 2) + (59 - 56 + 2)
+    assert len(seen) <= (3 + 1) + (59 - 56 + 1)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_frames_on_which_no_other_rests_are_not_decoded_unless_wanted(monkeypatch, codec):
+    options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    video = Video(film(64, codec=codec, key_every=64, **options))
+    seen = []
+
+    def counting(container, stream, wanted, stamped=reading._stamped):
+        for frame in stamped(container, stream, wanted):
+            seen.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr("collimate_video.reading._stamped", counting)
+    for place in (40, 41, 42, 43, 63):
+        seen.clear()
+        assert shown(video, [middles(video)[place]]) == [place]
+        assert len(seen) < 0.75 * place
 
 
 def test_one_frame():

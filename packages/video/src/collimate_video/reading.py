@@ -42,6 +42,7 @@ ARRAY_RATE = 10.0  # ours, as in the world: frames a second of an array that com
 MISSING_SECONDS, MISSING_SHARE = 0.25, 0.05  # ours: an end so much before the promised one is no rounding
 TIMELESS = "avi"  # the format that does not say when frames are shown which are not in the order of decoding
 UNSEEKABLE = (TIMELESS, "mpeg")  # the latter packs several frames under one stamp, and a seek lands between them
+SKIPPABLE = ("h264", "hevc")  # the decoders that can leave out a frame without harm to what follows
 PREROLL = 0.2  # seconds of sound decoded before the wanted ones, because codecs need some to start
 
 _SCALERS = {"bicubic": Interpolation.BICUBIC, "bilinear": Interpolation.BILINEAR, "nearest": Interpolation.POINT}
@@ -362,21 +363,24 @@ def _check_end(container: Any, stream: Any, raw: bytes | str | PathLike[str], en
 
 def _decoded(container: Any, stream: Any, index: _Index, wanted: list[int]) -> Iterator[Any]:
     """The frames of these numbers, which rise; it seeks where a key frame lies between one and the next."""
-    decoder = _Decoder(container, stream, index)
+    decoder = _Decoder(container, stream, index, wanted)
     for place in wanted:
         yield decoder.frame(index.stamps[place])
 
 
 class _Decoder:
-    """Decodes onwards from where it stands: `last` is the frame that it came by, `pending` the next one."""
+    """Decodes onwards from where it stands: `last` is the frame that it came by, `pending` what it has not passed yet."""
 
-    def __init__(self, container: Any, stream: Any, index: _Index) -> None:
+    def __init__(self, container: Any, stream: Any, index: _Index, wanted: list[int]) -> None:
         self.container, self.stream, self.index = container, stream, index
+        self.wanted = {index.stamps[place] for place in wanted}
         self.key_stamps = [shown for shown, _ in index.keys]
         self.key = -1  # the number of the key frame from which on it decodes
         self.seeks = container.format.name not in UNSEEKABLE
         timeless = container.format.name == TIMELESS
-        self.frames: Iterator[Any] = _counted(container, stream, index) if timeless else _stamped(container, stream)
+        self.frames: Iterator[Any] = (
+            _counted(container, stream, index) if timeless else _stamped(container, stream, self.wanted)
+        )
         self.last: Any = None
         self.pending: Any = None
 
@@ -388,10 +392,13 @@ class _Decoder:
             if self.pending is None or self.pending.pts > stamp:  # the file cannot be sought in: decode all of it
                 self.seeks = False
                 self._seek(0)
-        while self.last is None or (self.pending is not None and self.pending.pts <= stamp):
-            self.last, self.pending = self.pending, next(self.frames, None)
-            if self.last is self.pending:
-                raise Undecodable("damaged video", "no frame can be decoded")
+        while self.last is None or self.last.pts != stamp:
+            self.pending = self.pending or next(self.frames, None)
+            if self.pending is None or (self.last is not None and self.pending.pts > stamp):
+                break
+            self.last, self.pending = self.pending, None
+        if self.last is None:
+            raise Undecodable("damaged video", "no frame can be decoded")
         # Decoders mark what they could not decode, or leave it out. Of two fields, only one has a frame's stamp.
         if self.last.is_corrupt or (self.last.pts != stamp and not self.last.interlaced_frame):
             raise Undecodable("damaged video", f"the frame at {float(stamp * self.stream.time_base):.2f} seconds")
@@ -400,12 +407,21 @@ class _Decoder:
     def _seek(self, key: int) -> None:
         """Stand before a key frame."""
         self.container.seek(self.index.keys[key][1], stream=self.stream, backward=True)
-        self.frames, self.key = _stamped(self.container, self.stream), key
+        self.frames, self.key = _stamped(self.container, self.stream, self.wanted), key
         self.last, self.pending = None, next(self.frames, None)
 
 
-def _stamped(container: Any, stream: Any) -> Iterator[Any]:
-    return (frame for frame in container.decode(stream) if frame.pts is not None)
+def _stamped(container: Any, stream: Any, wanted: set[int]) -> Iterator[Any]:
+    """The frames to come; those that nobody wants may be left out, where no other is made from them."""
+    context = stream.codec_context
+    skips = context.name in SKIPPABLE
+    for packet in container.demux(stream):
+        # The packets at the end have no stamp, but frames that are still to come out.
+        needed = not skips or packet.pts is None or packet.pts in wanted
+        context.skip_frame = "DEFAULT" if needed else "NONREF"
+        for frame in packet.decode():
+            if frame.pts is not None:
+                yield frame
 
 
 def _counted(container: Any, stream: Any, index: _Index) -> Iterator[Any]:

@@ -59,6 +59,7 @@ class TimeSformer(Encoder):
         resize: how the positions of places are resized: `nearest` as officially, or `bicubic`, which keeps more of
             what was learned. Those of frames are always resized to the nearest.
         grad_checkpointing: recompute activations in the backward pass.
+        init_std: of random weights; see `collimate.encoders.Bert`.
 
     Raises:
         ValueError: the sizes contradict each other.
@@ -78,6 +79,7 @@ class TimeSformer(Encoder):
         drop_path: float = 0.1,
         resize: Resize = "nearest",
         grad_checkpointing: bool = False,
+        init_std: float = INITIAL_STD,
     ) -> None:
         super().__init__()
         _check(image_size, patch_size, width, heads, resize)
@@ -91,7 +93,7 @@ class TimeSformer(Encoder):
         rates = torch.linspace(0, drop_path, layers).tolist()
         self.blocks = nn.ModuleList(DividedBlock(width, heads, hidden, rate) for rate in rates)
         self.norm = nn.LayerNorm(width, LAYER_NORM_EPS)
-        self._initialise()
+        self._initialise(init_std)
         if pretrained is not None:
             fill_timesformer(self, pretrained)
 
@@ -163,13 +165,13 @@ class TimeSformer(Encoder):
                 f"{tuple(inputs.shape)}. `VideoProcessor` makes them."
             )
 
-    def _initialise(self) -> None:
+    def _initialise(self, std: float) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=INITIAL_STD)
+                nn.init.trunc_normal_(module.weight, std=std)
                 nn.init.zeros_(module.bias)
         for table in (self.cls_token, self.pos_embed):
-            nn.init.trunc_normal_(table, std=INITIAL_STD)
+            nn.init.trunc_normal_(table, std=std)
         for block in self.blocks:
             nn.init.zeros_(block.temporal_fc.weight)  # type: ignore[arg-type]
 
