@@ -369,7 +369,7 @@ def _decoded(container: Any, stream: Any, index: _Index, wanted: list[int]) -> I
 
 
 class _Decoder:
-    """Decodes onwards from where it stands: `last` is the frame that it came by, `pending` what it has not passed yet."""
+    """Decodes onwards from where it stands: `last` is the frame that it came by, `pending` one yet to pass."""
 
     def __init__(self, container: Any, stream: Any, index: _Index, wanted: list[int]) -> None:
         self.container, self.stream, self.index = container, stream, index
