@@ -168,3 +168,23 @@ def _sharded_rates() -> list[float]:
 def test_rates_are_the_same_where_the_encoder_is_sharded():
     optimizer = Optimization(lr=0.1, layer_decay=0.5, betas=None, eps=None, name="sgd").optimizer(classifier())
     assert run_on_ranks(_sharded_rates, [(), ()]) == [[group["lr"] for group in optimizer.param_groups]] * 2
+
+
+def test_cycles_warm_up_and_decay_again():
+    factor = Optimization(schedule="cosine_cycles", cycles=3, warmup=0.1, final_lr=0.1).lr_factor(300)
+    once = Optimization(schedule="cosine", warmup=0.1, final_lr=0.1).lr_factor(100)
+    assert [factor(step) for step in range(300)] == [once(step % 100) for step in range(300)]
+    assert Optimization(schedule="cosine_cycles", cycles=3).lr_factor(302)(301) == pytest.approx(0, abs=1e-3)
+    with pytest.raises(ValueError, match="a cycle at least"):
+        Optimization(cycles=0)
+
+
+def test_an_infinite_schedule_can_be_extended_before_its_decay():
+    settings = {"schedule": "infinite", "warmup": 10, "cooldown": 30, "plateau": 0.4, "decay": 0.2, "final_lr": 0.01}
+    short, long = (Optimization(**settings).lr_factor(steps) for steps in (100, 1000))
+    assert [short(step) for step in range(80)] == [long(step) for step in range(80)]
+    assert max(map(short, range(100))) == pytest.approx(1.0)
+    assert short(60) == pytest.approx(0.4)
+    assert long(799) == pytest.approx(0.4)
+    assert short(100) == pytest.approx(0.01)
+    assert all(short(step + 1) < short(step) for step in range(80, 100))

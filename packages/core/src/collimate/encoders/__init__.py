@@ -13,6 +13,7 @@ from collimate.encoders.projection import (
     Projection,
     projections_for,
 )
+from collimate.encoders.stacking import Stacked
 from collimate.encoders.timm import TimmImageEncoder
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "OpenClipResNetEncoder",
     "OpenClipTextEncoder",
     "Projection",
+    "Stacked",
     "TimmImageEncoder",
     "projections_for",
 ]

@@ -44,7 +44,7 @@ def embed_in_chunks(
     """
 
     def contexts() -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
-        return contextlib.nullcontext(), _RunningAveragesHeld(module)
+        return contextlib.nullcontext(), RunningAveragesHeld(module)
 
     parts = []
     for chunk, size in split(batch, chunk_size):
@@ -78,7 +78,7 @@ def batch_size(batch: Batch) -> int:
     return next(len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim > 0)
 
 
-class _RunningAveragesHeld:
+class RunningAveragesHeld:
     """While open, batch norms keep their running averages. Opened once for each backward pass through a chunk."""
 
     def __init__(self, module: nn.Module) -> None:

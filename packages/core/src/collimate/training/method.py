@@ -202,6 +202,11 @@ class Method(LightningModule, Configurable):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimization.optimizer(self)
+        if self.optimization.sharpness and self.trainer.accumulate_grad_batches > 1:
+            raise ValueError(
+                "Sharpness-aware steps run their batch twice, and of accumulated batches only the last is at hand: set "
+                "trainer.accumulate_grad_batches to 1, and use the gradient cache for batches that do not fit."
+            )
         scheduler = self.optimization.scheduler(
             optimizer, int(self.trainer.estimated_stepping_batches), self._plan_factor()
         )

@@ -12,8 +12,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from collimate.configurable import Configurable
 from collimate.encoders import Encoder
+from collimate.training.sharpness import SharpnessAware
 
-Schedule = Literal["cosine", "linear", "constant", "rsqrt", "warmup_stable_decay"]
+Schedule = Literal["cosine", "linear", "constant", "rsqrt", "warmup_stable_decay", "cosine_cycles", "infinite"]
+
+TINY = 1e-3
+"""The share of the peak at which an exponential decay to 0 ends."""
 
 
 class Optimization(Configurable):
@@ -29,8 +33,15 @@ class Optimization(Configurable):
         eps: Adam's epsilon, or None for the optimizer's own default.
         schedule: what follows the warm-up.
         warmup: optimizer steps of linear warm-up; below 1, a share of all steps.
-        final_lr: the share of `lr` at which `cosine`, `linear` and `warmup_stable_decay` end.
-        decay: the share of all steps that `warmup_stable_decay` spends on its final linear decay.
+        final_lr: the share of `lr` at which `cosine`, `linear`, `warmup_stable_decay` and `infinite` end.
+        decay: the share of all steps that `warmup_stable_decay` spends on its final linear decay, and `infinite` on its
+            exponential one.
+        cycles: of `cosine_cycles`: so many times in equal parts of the run the rate is warmed up and decays, as when
+            training goes on with new data (Ibrahim et al. 2024, arXiv 2403.08763).
+        cooldown: optimizer steps in which `infinite` goes down from `lr`, along a cosine; below 1, a share of them all.
+        plateau: the share of `lr` at which `infinite` then stays, for as long as new data come (the same paper). Where
+            warm-up and cool-down are numbers of steps, a longer run goes on from any checkpoint before the decay.
+        sharpness: ρ of `SharpnessAware` steps (SAM), which run each batch twice; 0 for plain ones.
         loss_weights: weight of each loss term by name; 1 where not given.
         options: further arguments of the optimizer's constructor.
     """
@@ -47,6 +58,10 @@ class Optimization(Configurable):
         warmup: float = 0.05,
         final_lr: float = 0.0,
         decay: float = 0.2,
+        cycles: int = 2,
+        cooldown: float = 0.3,
+        plateau: float = 0.5,
+        sharpness: float = 0.0,
         loss_weights: dict[str, float] | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
@@ -56,6 +71,9 @@ class Optimization(Configurable):
         self.betas, self.eps = betas, eps
         self.schedule: Schedule = schedule
         self.warmup, self.final_lr, self.decay = warmup, final_lr, decay
+        if cycles < 1 or not 0 < plateau <= 1:
+            raise ValueError(f"There is a cycle at least, and a plateau in (0, 1]; got {cycles} and {plateau:g}.")
+        self.cycles, self.cooldown, self.plateau, self.sharpness = cycles, cooldown, plateau, sharpness
         self.loss_weights = dict(loss_weights or {})
         self.options = dict(options or {})
 
@@ -78,7 +96,8 @@ class Optimization(Configurable):
         if self.eps is not None:
             options.setdefault("eps", self.eps)
         groups = parameter_groups(module, self.weight_decay, self.layer_decay, self.lr)
-        return create_optimizer_v2(groups, opt=self.name, lr=self.lr, weight_decay=self.weight_decay, **options)
+        optimizer = create_optimizer_v2(groups, opt=self.name, lr=self.lr, weight_decay=self.weight_decay, **options)
+        return SharpnessAware(optimizer, self.sharpness, module) if self.sharpness else optimizer
 
     def scheduler(
         self, optimizer: Optimizer, total_steps: int, times: Callable[[int], float] = lambda _: 1.0
@@ -96,22 +115,37 @@ class Optimization(Configurable):
 
         Warm-up is linear from lr/warmup; `cosine` is 1/2 (1 + cos(pi (t - w) / (T - w))), as open_clip's.
         """
+        if self.schedule == "cosine_cycles":
+            length = max(1, total_steps // self.cycles)
+            cycle = self._one("cosine", length)
+            # What division leaves over belongs to the last cycle, at its end.
+            return lambda step: cycle(step - length * min(step // length, self.cycles - 1))
+        return self._one(self.schedule, total_steps)
+
+    def _one(self, schedule: Schedule, total_steps: int) -> Callable[[int], float]:
+        """The factor over one warm-up and what follows it."""
         warmup = int(self.warmup if self.warmup >= 1 else self.warmup * total_steps)
+        cooldown = int(self.cooldown if self.cooldown >= 1 else self.cooldown * total_steps)
         decay_steps = max(1, int(self.decay * total_steps))
 
         def factor(step: int) -> float:
             if step < warmup:
                 return (step + 1) / warmup
             progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
-            if self.schedule == "cosine":
+            if schedule == "cosine":
                 return self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
-            if self.schedule == "linear":
+            if schedule == "linear":
                 return 1 + (self.final_lr - 1) * progress
-            if self.schedule == "rsqrt":
+            if schedule == "rsqrt":
                 return math.sqrt(max(warmup, 1) / max(step, warmup, 1))
-            if self.schedule == "warmup_stable_decay":
+            if schedule == "warmup_stable_decay":
                 into_decay = max(0.0, (step - (total_steps - decay_steps)) / decay_steps)
                 return 1 + (self.final_lr - 1) * min(1.0, into_decay)
+            if schedule == "infinite":
+                cooled = min(1.0, (step - warmup) / max(1, cooldown))
+                level = self.plateau + (1 - self.plateau) * 0.5 * (1 + math.cos(math.pi * cooled))
+                into_decay = min(1.0, max(0.0, (step - (total_steps - decay_steps)) / decay_steps))
+                return level * (max(self.final_lr, TINY) / self.plateau) ** into_decay
             return 1.0
 
         return factor

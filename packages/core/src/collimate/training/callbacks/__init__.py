@@ -4,6 +4,7 @@ from collimate.training.callbacks.checkpointing import RunCheckpoint, newest_che
 from collimate.training.callbacks.input_speed import InputSpeed
 from collimate.training.callbacks.non_finite import NonFiniteError, NonFiniteGuard
 from collimate.training.callbacks.progress import StepProgress
+from collimate.training.callbacks.sparse import SparseWeights
 from collimate.training.callbacks.split_norms import SplitNorms
 from collimate.training.callbacks.step_log import StepLog
 from collimate.training.callbacks.stopping import GracefulStop
@@ -18,6 +19,7 @@ __all__ = [
     "NonFiniteError",
     "NonFiniteGuard",
     "RunCheckpoint",
+    "SparseWeights",
     "SplitNorms",
     "StepLog",
     "StepProgress",
