@@ -9,7 +9,7 @@ import torch
 from collimate.checkpoints import save
 from collimate.data import Source, open_source
 from collimate.encoding import Encoding
-from collimate.evaluation import Report
+from collimate.evaluation import Report, extract
 from collimate.processing import Processor
 from collimate.training import Method
 from collimate_medical import XRayProcessor, evaluate_findings
@@ -24,6 +24,7 @@ from collimate_medical.prompts import (
     prompt_set,
     read_prompts,
 )
+from collimate_medical.zero_shot import best_text_scores, finding_scores
 from collimate_world import ECG_FINDINGS, XRAY_FINDINGS
 
 NAMES = ("effusion", "edema", "gout")
@@ -110,6 +111,31 @@ def test_uncertain_findings_follow_the_policy():
     found = evaluate_findings(Oracle(), Studies(), ["edema"], uncertain="ones", **OPTIONS)
     assert by_label(found)["edema"]["known"] == 30
     assert found.metrics["auroc"] < 1
+
+
+def test_scores_are_those_of_the_texts_and_of_the_methods_own_similarity():
+    from .test_methods import convirt, gloria
+
+    source = open_source("world-patients:test?patients=9&size=32&seconds=1")
+    asked = {**prompt_set("world-xray"), "pneumothorax": FindingTexts(("a line", "air"), ())}
+    given = {
+        name: {"present": list(each.present), "absent": list(each.absent)} if each.absent else list(each.present)
+        for name, each in asked.items()
+    }
+    method = convirt().eval()
+    found = evaluate_findings(method, source, given, **OPTIONS)
+    images = extract(method, source, ["xray"], device="cpu").encodings["xray"]
+    denied = {name: each for name, each in asked.items() if each.absent}
+    torch.testing.assert_close(found.scores[:, :3], finding_scores(method, images, denied, device="cpu"))
+    texts = method.encode("text", ["a line", "air"]).pooled.detach()
+    torch.testing.assert_close(found.scores[:, 3], best_text_scores(images.pooled, texts[None])[:, 0])
+    method = gloria().eval()
+    found = evaluate_findings(method, source, ["pneumothorax"], **OPTIONS)
+    with torch.inference_mode():
+        images = method.encode("xray", [source.read(place)["png"] for place in range(9)])
+        sides = method.similarity(images, method.encode("text", ["pneumothorax", "no pneumothorax"]))
+    torch.testing.assert_close(found.scores[:, 0], (sides[:, 0] - sides[:, 1]).sigmoid(), rtol=1e-4, atol=1e-5)
+    assert found.protocol["score"] == "GLoRIA.similarity"
 
 
 def test_a_set_that_nobody_has_is_refused():

@@ -20,15 +20,24 @@ from torch import Tensor
 
 from collimate.data import Source
 from collimate.encoding import Encoding
-from collimate.evaluation.features import Features, Precision, encode_all, exhibit_of, extract, other_modality
+from collimate.evaluation.features import (
+    Features,
+    Precision,
+    encode_all,
+    exhibit_of,
+    extract,
+    is_cosine,
+    other_modality,
+)
 from collimate.evaluation.label_result import LabelsResult, judge_labels
 from collimate.evaluation.modalities import Exhibit
 from collimate.evaluation.report import Report
+from collimate.evaluation.zero_shot import class_scores
 from collimate.training import Method
 from collimate_medical.findings import findings_of, keys_of, patients_of
 from collimate_medical.label_policies import Blank, Policy, label_targets
 from collimate_medical.prompts import FindingTexts, read_prompts
-from collimate_medical.zero_shot import best_text_scores, finding_scores
+from collimate_medical.zero_shot import presence
 
 SETS = {"xray": "chexpert", "ecg": "ptb-xl"}
 """What is asked of a modality unless something else is."""
@@ -51,7 +60,7 @@ def evaluate_findings(
     """AUROC and average precision of findings that are asked for by texts.
 
     Args:
-        method: encodes text and the modality, and ranks by the cosine.
+        method: encodes text and the modality; scores are of its own similarity, as GLoRIA's of words and regions.
         data: samples that say their findings; see `collimate_medical.findings`. Those that lack the modality are left
             out and counted.
         findings: see `collimate_medical.prompts.read_prompts`; the set of `SETS` unless given.
@@ -73,8 +82,9 @@ def evaluate_findings(
     keys = keys_of(data)
     if keys.findings is None:
         raise ValueError(f"{data.name}: samples say nothing of findings: `labels.json`, or `findings` in `json`.")
+    tokens = not is_cosine(method)
     features = extract(
-        method, data, [modality], keys.all, False, batch_size, num_workers, device, precision, limit
+        method, data, [modality], keys.all, tokens, batch_size, num_workers, device, precision, limit
     )  # fmt: skip
     known = list(getattr(data, "class_names", None) or texts)
     said = findings_of(features.extras[keys.findings], known)
@@ -86,10 +96,11 @@ def evaluate_findings(
         **features.settings,
         "modality": modality,
         "prompts": _described(texts),
+        "score": f"{type(method).__name__}.similarity" if tokens else "cosine",
         "uncertain": uncertain,
         "blank": blank,
     }
-    scores = _scores(method, features.encodings[modality], texts, device)
+    scores = _scores(method, features.encodings[modality], texts, device, precision)
     patients = None if keys.patients is None else patients_of(features.extras, keys.patients, len(features))
     found = judge_labels("Zero-shot findings", scores, labels, list(texts), protocol, patients, resamples)
     return FindingsResult(**vars(found), features=features, modality=modality)
@@ -126,16 +137,20 @@ class FindingsResult(LabelsResult):
         return ", ".join(name for name, there in zip(self.names, self.labels[row] == 1, strict=True) if there) or "none"
 
 
-def _scores(method: Method, samples: Encoding, texts: Mapping[str, FindingTexts], device: str) -> Float[Tensor, "N C"]:
+def _scores(
+    method: Method, samples: Encoding, texts: Mapping[str, FindingTexts], device: str, precision: Precision
+) -> Float[Tensor, "N C"]:
     """The score of each finding, those with a denial by presence, the others by their best text."""
-    columns: dict[str, Tensor] = {}
-    for name, several in texts.items():
-        if several.absent:
-            columns[name] = finding_scores(method, samples, {name: several}, device=device)[:, 0]
-        else:
-            encoded = encode_all(method, "text", list(several.present), device=device).pooled
-            columns[name] = best_text_scores(samples.pooled, encoded[None])[:, 0]
-    return torch.stack(list(columns.values()), 1)
+    flat = [text for several in texts.values() for side in several for text in side]
+    encoded = encode_all(method, "text", flat, not is_cosine(method), device=device, precision=precision)
+    similarities = class_scores(method, samples, encoded, range(len(flat)), len(flat))  # each text a class of its own
+    columns, first = [], 0
+    for several in texts.values():
+        middle, last = first + len(several.present), first + len(several.present) + len(several.absent)
+        present, absent = similarities[:, first:middle], similarities[:, middle:last]
+        columns.append(presence(present, absent) if several.absent else present.amax(1))
+        first = last
+    return torch.stack(columns, 1)
 
 
 def _described(texts: Mapping[str, FindingTexts]) -> str:

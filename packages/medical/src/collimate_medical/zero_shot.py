@@ -43,8 +43,20 @@ def presence_scores(
         logit_scale: s.
     """
     image, present, absent = (normalize(each.float(), dim=-1) for each in (image, present, absent))
-    contrast = torch.einsum("nd,cpd->ncp", image, present) - torch.einsum("nd,cpd->ncp", image, absent)
-    return (logit_scale * contrast).sigmoid().mean(2)
+    there, not_there = (torch.einsum("nd,cpd->ncp", image, side) for side in (present, absent))
+    return presence(there, not_there, logit_scale)
+
+
+def presence(
+    present: Float[Tensor, "... P"], absent: Float[Tensor, "... P"], logit_scale: float = 1.0
+) -> Float[Tensor, " ..."]:
+    """The mean probability over pairs of texts.
+
+    Args:
+        present, absent: similarities with the texts of presence, and with those of absence.
+        logit_scale: s.
+    """
+    return (logit_scale * (present - absent)).sigmoid().mean(-1)
 
 
 def best_text_scores(image: Float[Tensor, "N D"], texts: Float[Tensor, "C P D"]) -> Float[Tensor, "N C"]:
