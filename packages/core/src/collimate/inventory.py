@@ -11,11 +11,12 @@ from typing import Literal
 
 from collimate.app import installed_apps
 
-Kind = Literal["methods", "recipes", "encoders", "losses"]
+Kind = Literal["methods", "recipes", "encoders", "losses", "contrasts"]
+AXES = ("similarity", "targets", "weights", "negatives")
 
 
 def show(kind: Kind | None = None) -> None:
-    """Show methods, recipes, encoders and losses, with the names by which configurations call them.
+    """Show methods, recipes, encoders and losses, by the names that configurations use, and what contrasts are made of.
 
     Args:
         kind: show only one kind.
@@ -24,12 +25,13 @@ def show(kind: Kind | None = None) -> None:
     from rich.table import Table
 
     tables = {"methods": methods, "recipes": recipes, "encoders": encoders, "losses": losses}
-    for name, rows in tables.items():
+    for name, rows in (tables | {"contrasts": contrasts}).items():
         if kind not in (None, name):
             continue
         table = Table(title=name, title_justify="left", box=None, pad_edge=False)
         table.add_column("name", style="bold", no_wrap=True)
-        table.add_column("what it is")
+        for column in AXES if name == "contrasts" else ("what it is",):
+            table.add_column(column)
         for row in sorted(rows()):
             table.add_row(*row)
         Console().print(table, "")
@@ -61,6 +63,24 @@ def losses() -> Iterator[tuple[str, str]]:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and node.name in public:
                 yield f"collimate.losses.{node.name}", _first_line(node)
+
+
+def contrasts() -> Iterator[tuple[str, ...]]:
+    """Every loss and method that `collimate.losses.composition.composed` declares, with its choice on each axis."""
+    for package in _packages():
+        exported = _exported(_folder(package) / "__init__.py")
+        for path in sorted(_folder(package).rglob("*.py")):
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.FunctionDef | ast.ClassDef) and (choices := _declared(node)):
+                    module = package if node.name in exported else _public_module(package, path, node.name)
+                    yield f"{module}.{node.name}", *(choices.get(axis, "none") for axis in AXES)
+
+
+def _declared(node: ast.FunctionDef | ast.ClassDef) -> dict[str, str]:
+    for call in node.decorator_list:
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "composed":
+            return {str(given.arg): ast.literal_eval(given.value) for given in call.keywords}
+    return {}
 
 
 def _subclasses(base: str) -> Iterator[tuple[str, str]]:

@@ -47,6 +47,7 @@ from collimate.data import OneCaption
 from collimate.distributed import Group
 from collimate.encoders import Encoder, Projection, projections_for
 from collimate.losses import symmetric_info_nce
+from collimate.losses.composition import composed
 from collimate.losses.negatives import given_keys, text_ids
 from collimate.processing import Processor
 from collimate.training import Method
@@ -186,6 +187,12 @@ def duplicate_rate(ids: Int64[Tensor, " n"], given: Bool[Tensor, " n"], group: G
     return counts[counts > 1].sum() / given.sum().clamp_min(1)
 
 
+@composed(
+    similarity="cosine",
+    targets="own raw text; own synthetic caption",
+    weights="of samples and of pairs, by their history",
+    negatives="all others of all ranks",
+)
 class ALIP(Method):
     """CLIP's two towers, taught by noisy texts and synthetic captions, each pair as much as it is to be believed.
 

@@ -22,10 +22,16 @@ from torch.nn.functional import normalize
 from collimate.encoders import Encoder, MLPProjection
 from collimate.encoding import Encoding
 from collimate.losses import PairTemperature, amcl_nt_xent_loss
+from collimate.losses.composition import composed
 from collimate.processing import Processor
 from collimate.training import Method
 
 
+@composed(
+    similarity="product in each of C heads, over a temperature of the pair",
+    targets="other view",
+    negatives="the hardest of all ranks, one a head",
+)
 class AMCL(Method):
     """An image tower with several heads and a temperature for each pair.
 

@@ -30,11 +30,17 @@ from torch import Tensor, nn
 from collimate.checkpoints.open_clip import read_open_clip, read_openai
 from collimate.encoders import Encoder, Projection, projections_for
 from collimate.losses import clip_loss
+from collimate.losses.composition import composed
 from collimate.losses.negatives import text_ids
 from collimate.processing import Processor
 from collimate.training import Method
 
 
+@composed(
+    similarity="cosine",
+    targets="own pair",
+    negatives="all others of all ranks; without duplicates if asked",
+)
 class CLIP(Method):
     """An image and a text tower that find each other's samples in a batch.
 

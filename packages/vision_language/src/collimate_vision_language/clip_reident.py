@@ -23,10 +23,16 @@ from torch import Tensor, nn
 from collimate.encoders import Encoder
 from collimate.encoding import Encoding
 from collimate.losses import Paired, Smoothed, clip_loss
+from collimate.losses.composition import composed
 from collimate.processing import Processor
 from collimate.training import Method
 
 
+@composed(
+    similarity="cosine",
+    targets="other picture of the identity, smoothed",
+    negatives="pictures of other identities of all ranks",
+)
 class CLIPReIdent(Method):
     """One image tower for queries and gallery.
 

@@ -25,10 +25,16 @@ from torch import Tensor, nn
 from collimate.encoders import Encoder, Projection, projections_for
 from collimate.encoders.adapted import require_frozen
 from collimate.losses import cwcl_loss
+from collimate.losses.composition import composed
 from collimate.processing import Processor
 from collimate.training import Method
 
 
+@composed(
+    similarity="cosine",
+    targets="how near the frozen tower finds them; own pair backwards",
+    negatives="all others of all ranks",
+)
 class CWCL(Method):
     """An image and a text tower, one of which is frozen and says what is near.
 

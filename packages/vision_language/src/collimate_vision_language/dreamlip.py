@@ -60,6 +60,7 @@ from collimate.distributed import Group
 from collimate.encoders import Encoder, LinearProjection, Projection, projections_for
 from collimate.encoding import Encoding
 from collimate.losses import clip_loss, symmetric_info_nce
+from collimate.losses.composition import composed
 from collimate.processing import Processor
 from collimate.training import Method
 from collimate_vision_language.sub_captions import SubCaptions, embed_several, several
@@ -164,6 +165,11 @@ def sub_caption_ids(tokens: Int64[Tensor, "n K L"]) -> Int64[Tensor, "n K"]:
     return (tokens[:, :, None] == tokens[:, None]).all(-1).int().argmax(-1)
 
 
+@composed(
+    similarity="cosine; of attended patches with a sub-caption",
+    targets="several sub-captions",
+    negatives="all others of all ranks",
+)
 class DreamLIP(Method):
     """CLIP's two towers, taught by several sentences an image and by the patches that each speaks of.
 

@@ -36,10 +36,16 @@ from torch.nn.functional import pad
 from collimate.encoders import Encoder, Projection, projections_for
 from collimate.encoding import Encoding
 from collimate.losses import filip_loss, late_interaction
+from collimate.losses.composition import composed
 from collimate.processing import Processor
 from collimate.training import Method
 
 
+@composed(
+    similarity="late interaction of tokens",
+    targets="own pair",
+    negatives="all others of all ranks",
+)
 class FILIP(Method):
     """An image and a text tower that are compared token by token.
 

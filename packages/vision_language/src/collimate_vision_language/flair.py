@@ -51,6 +51,7 @@ from collimate.distributed import Group
 from collimate.encoders import Encoder, Projection, projections_for
 from collimate.encoding import Encoding
 from collimate.losses import SharedLabels, sigmoid_contrast
+from collimate.losses.composition import composed
 from collimate.processing import Processor
 from collimate.training import Method
 from collimate_vision_language.sub_captions import SubCaptions, embed_several
@@ -139,6 +140,11 @@ def multi_positive_sigmoid_loss(
     return sigmoid_contrast(text.flatten(0, 1), image, logit_scale, logit_bias, targets=targets, group=group)
 
 
+@composed(
+    similarity="cosine of a text with what it attends to",
+    targets="several sub-captions",
+    negatives="texts of all others of all ranks, each by itself",
+)
 class FLAIR(Method):
     """An image and a text tower, and a pooling by which each text sees an image in its own way.
 

@@ -29,12 +29,18 @@ from collimate.distributed import world_size
 from collimate.encoders import Encoder, Projection, projections_for
 from collimate.encoding import Encoding
 from collimate.losses import siglip_loss
+from collimate.losses.composition import composed
 from collimate.processing import Processor
 from collimate.training import Method
 
 PUBLISHED_BIAS = -10.0  # arXiv 2303.15343, section 3.2
 
 
+@composed(
+    similarity="cosine, scaled and shifted",
+    targets="own pair",
+    negatives="all others of all ranks, each by itself",
+)
 class SigLIP(Method):
     """An image and a text tower that decide of each pair by itself whether it belongs together.
 

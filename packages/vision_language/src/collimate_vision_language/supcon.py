@@ -28,10 +28,16 @@ from torch import Tensor, nn
 from collimate.encoders import Encoder, MLPProjection, Projection
 from collimate.encoding import Encoding
 from collimate.losses import supcon_loss
+from collimate.losses.composition import composed
 from collimate.processing import Processor
 from collimate.training import Method
 
 
+@composed(
+    similarity="cosine",
+    targets="other views of its sample and label",
+    negatives="all views of all others of all ranks",
+)
 class SupCon(Method):
     """One tower that is trained on labels.
 

@@ -33,6 +33,7 @@ from collimate import distributed
 from collimate.configurable import Configurable
 from collimate.distributed import Group
 from collimate.kernels.largest import row_argmax
+from collimate.losses.composition import composed
 from collimate.losses.negatives import Distinct
 from collimate.losses.softmax import global_mean
 
@@ -64,6 +65,11 @@ def omega(temperature: Tensor, width: int) -> Tensor:
     return width / 2 * temperature.log() + 1 / temperature
 
 
+@composed(
+    similarity="product in each of C heads, over a temperature of the pair",
+    targets="other view",
+    negatives="the hardest of all ranks, one a head",
+)
 def amcl_nt_xent_loss(
     features: Float[Tensor, "n 2 C D"], temperature: Temperature, beta: float = 0.1, *, group: Group = None
 ) -> Float[Tensor, ""]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from collimate import distributed
 from collimate.distributed import Group
+from collimate.losses.composition import composed
 from collimate.losses.softmax import global_mean
 
 
@@ -37,6 +38,11 @@ def balanced_assignments(
     return mass.to(scores.dtype)
 
 
+@composed(
+    similarity="cosine with prototypes",
+    targets="balanced assignment of the other view",
+    negatives="other prototypes",
+)
 def swapped_assignment_loss(
     first: Float[Tensor, "n K"],
     second: Float[Tensor, "n K"],

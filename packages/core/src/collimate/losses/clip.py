@@ -7,9 +7,16 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from collimate.losses.composition import composed
 from collimate.losses.softmax import symmetric_info_nce
 
 
+@composed(
+    similarity="cosine",
+    targets="own pair; any, by `targets`",
+    weights="of samples, by `weights`",
+    negatives="all others of all ranks; queues, masks",
+)
 def clip_loss(
     image_features: Float[Tensor, "n D"],
     text_features: Float[Tensor, "n D"],

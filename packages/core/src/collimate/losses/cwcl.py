@@ -6,10 +6,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from collimate.distributed import Group
+from collimate.losses.composition import composed
 from collimate.losses.softmax import symmetric_info_nce
 from collimate.losses.targets import Paired, Similarities
 
 
+@composed(
+    similarity="cosine",
+    targets="how near a frozen tower finds them; own pair backwards",
+    negatives="all others of all ranks",
+)
 def cwcl_loss(
     frozen_features: Float[Tensor, "n D"],
     trained_features: Float[Tensor, "n D"],

@@ -15,11 +15,18 @@ from collimate import distributed
 from collimate.distributed import Group
 from collimate.kernels.late_interaction import pair_late_interaction
 from collimate.kernels.tiles import Keep
+from collimate.losses.composition import composed
 from collimate.losses.late_interaction import select_tokens
 from collimate.losses.scores import symmetric_info_nce_of_scores
 from collimate.losses.targets import Targets
 
 
+@composed(
+    similarity="late interaction of tokens, one a direction",
+    targets="own pair; any, by `targets`",
+    weights="of samples, by `weights`",
+    negatives="all others of all ranks",
+)
 def filip_loss(
     image_tokens: Float[Tensor, "n P D"],
     text_tokens: Float[Tensor, "m L D"],

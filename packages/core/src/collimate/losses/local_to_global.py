@@ -22,8 +22,14 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from collimate.kernels.fixed_keys import row_logsumexp
+from collimate.losses.composition import composed
 
 
+@composed(
+    similarity="product of a pooled vector with local ones",
+    targets="own local vectors, each by itself",
+    negatives="local vectors of the others of the rank",
+)
 def local_to_global_loss(
     features: Float[Tensor, "n D"],
     local_features: Float[Tensor, "n M D"],

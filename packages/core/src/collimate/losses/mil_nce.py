@@ -33,11 +33,17 @@ from collimate import distributed
 from collimate.distributed import Group
 from collimate.kernels.logsumexp import pair_logsumexp
 from collimate.kernels.tiles import Keep
+from collimate.losses.composition import composed
 from collimate.losses.masked_tokens import mean_of_chosen
 
 Positives = Literal["once", "twice"]
 
 
+@composed(
+    similarity="cosine",
+    targets="sum over several candidates",
+    negatives="all others of all ranks",
+)
 def mil_nce_loss(
     query: Float[Tensor, "n D"],
     candidates: Float[Tensor, "n C D"],
@@ -55,6 +61,11 @@ def mil_nce_loss(
     return mean_of_given(losses, given, group)
 
 
+@composed(
+    similarity="cosine",
+    targets="sum over several candidates",
+    negatives="all others of all ranks",
+)
 def symmetric_mil_nce_loss(
     query: Float[Tensor, "n D"],
     candidates: Float[Tensor, "n C D"],

@@ -19,6 +19,7 @@ from torch.nn.functional import cosine_similarity
 
 from collimate import distributed
 from collimate.distributed import Group
+from collimate.losses.composition import composed
 from collimate.losses.softmax import global_mean
 
 
@@ -43,6 +44,12 @@ def standardized(
     return centred / (variance + epsilon).sqrt()
 
 
+@composed(
+    similarity="correlation of coordinates",
+    targets="same coordinate",
+    weights="off the diagonal by λ",
+    negatives="other coordinates",
+)
 def cross_correlation_loss(
     first: Float[Tensor, "n D"], second: Float[Tensor, "n D"], off_diagonal: float = 5e-3, *, group: Group = None
 ) -> Float[Tensor, ""]:
@@ -57,6 +64,11 @@ def cross_correlation_loss(
     return (diagonal - 1).square().sum() + off_diagonal * others
 
 
+@composed(
+    similarity="cosine",
+    targets="own pair, not differentiated",
+    negatives="none",
+)
 def predictive_loss(
     prediction: Float[Tensor, "n D"], target: Float[Tensor, "n D"], *, group: Group = None
 ) -> Float[Tensor, ""]:

@@ -7,9 +7,16 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from collimate.losses.composition import composed
 from collimate.losses.sigmoid import sigmoid_contrast
 
 
+@composed(
+    similarity="cosine, scaled and shifted",
+    targets="own pair; any, by `targets`",
+    weights="of samples, by `weights`",
+    negatives="all others of all ranks, each by itself",
+)
 def siglip_loss(
     image_features: Float[Tensor, "n D"],
     text_features: Float[Tensor, "n D"],

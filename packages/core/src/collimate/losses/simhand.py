@@ -30,6 +30,7 @@ from torch import Tensor
 from collimate import distributed
 from collimate.distributed import Group
 from collimate.kernels.tiles import Factor
+from collimate.losses.composition import composed
 from collimate.losses.negatives import Distinct
 from collimate.losses.softmax import info_nce
 from collimate.losses.targets import Blend, Targets
@@ -39,6 +40,12 @@ Distance = Literal["mpjpe", "w_abs", "w_o_abs"]
 TILE = 1024  # key points of so many hands against so many at a time
 
 
+@composed(
+    similarity="cosine",
+    targets="mined partner",
+    weights="of logits, by distance of key points",
+    negatives="all others of all ranks",
+)
 def similarity_weighted_loss(
     first: Float[Tensor, "n D"],
     second: Float[Tensor, "n D"],

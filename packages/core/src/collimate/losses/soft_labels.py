@@ -16,10 +16,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from collimate.distributed import Group
+from collimate.losses.composition import composed
 from collimate.losses.softmax import symmetric_info_nce
 from collimate.losses.targets import Softened
 
 
+@composed(
+    similarity="cosine",
+    targets="softmax of the cosines of label embeddings",
+    negatives="all others of all ranks",
+)
 def soft_label_loss(
     anchor: Float[Tensor, "n D"],
     positive: Float[Tensor, "n D"],

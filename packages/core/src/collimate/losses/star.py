@@ -18,12 +18,18 @@ from torch.nn.functional import normalize as to_unit
 
 from collimate import distributed
 from collimate.distributed import Group
+from collimate.losses.composition import composed
 from collimate.losses.softmax import global_mean
 from collimate.losses.supcon import supcon_loss
 
 MAX_SCALE, EPSILON = 100.0, 1e-8  # jahuerta92/star, losses.py
 
 
+@composed(
+    similarity="cosine, scale at most 100",
+    targets="same author",
+    negatives="all others of all ranks",
+)
 def star_loss(
     features: Float[Tensor, "B V D"],
     labels: Int[Tensor, " B"],
@@ -41,6 +47,11 @@ def star_loss(
     return supcon_loss(features, labels, temperature=1 / log_scale.exp().clamp(max=MAX_SCALE), group=group)
 
 
+@composed(
+    similarity="product with the batch normalised",
+    targets="same author",
+    negatives="all others of all ranks",
+)
 def star_loss_as_released(
     features: Float[Tensor, "B V D"],
     labels: Int[Tensor, " B"],

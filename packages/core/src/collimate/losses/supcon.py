@@ -14,11 +14,17 @@ from torch import Tensor
 
 from collimate import distributed
 from collimate.distributed import Group
+from collimate.losses.composition import composed
 from collimate.losses.negatives import Distinct
 from collimate.losses.softmax import info_nce
 from collimate.losses.targets import Blend, Paired, SharedLabels, Targets, Weights
 
 
+@composed(
+    similarity="cosine",
+    targets="other views of its sample and label; weights of pairs",
+    negatives="all views of all others of all ranks",
+)
 def supcon_loss(
     features: Float[Tensor, "B V D"],
     labels: Int[Tensor, " B"] | None = None,

@@ -21,6 +21,7 @@ from torch.nn.functional import normalize
 
 from collimate.configurable import Configurable
 from collimate.distributed import Group
+from collimate.losses.composition import composed
 from collimate.losses.supcon import supcon_loss
 
 
@@ -42,6 +43,11 @@ class Subspaces(nn.Module, Configurable):
         return normalize(self.linear(vectors).tanh().unflatten(-1, (self.spaces, -1)), dim=-1)
 
 
+@composed(
+    similarity="cosine in each of K subspaces",
+    targets="similarity of structured labels in each view",
+    negatives="all others of all ranks",
+)
 def view_supcon_losses(
     features: Float[Tensor, "B V K D"],
     pair_weights: Float[Tensor, "K B S"] | None = None,

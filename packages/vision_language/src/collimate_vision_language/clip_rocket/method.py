@@ -24,12 +24,18 @@ from torch import Tensor, nn
 
 from collimate.encoders import BatchNormProjection, Encoder, Projection, projections_for
 from collimate.encoding import Encoding
+from collimate.losses.composition import composed
 from collimate.processing import Processor
 from collimate.training import Method, follow, momentum_copy
 from collimate_vision_language.clip_rocket.losses import local_to_local_losses
 from collimate_vision_language.clip_rocket.terms import Views, ViewTerm
 
 
+@composed(
+    similarity="cosine of weak views; of strong ones",
+    targets="own pair; smoothed for strong views",
+    negatives="all others of all ranks",
+)
 class CLIPRocket(Method):
     """An image and a text tower that find each other's samples in weak views and in strong ones.
 

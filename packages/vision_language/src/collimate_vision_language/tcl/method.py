@@ -17,6 +17,7 @@ from collimate.encoders import Bert, Encoder, LinearProjection, projections_for
 from collimate.encoders.bert_maps import cross_attention_maps
 from collimate.encoding import Encoding
 from collimate.losses import FeatureQueue, Leading, SharedLabels, Targets
+from collimate.losses.composition import composed
 from collimate.losses.masked_tokens import (
     MaskedTokens,
     choose_tokens,
@@ -33,6 +34,11 @@ from collimate_vision_language.tcl.official import fill, read_official
 MODALITIES = ("image", "text")
 
 
+@composed(
+    similarity="cosine; of pooled with local vectors",
+    targets="own pair, softened by a momentum model; own view",
+    negatives="all others of all ranks, and a queue",
+)
 class TCL(Method):
     """A picture tower and a BERT, whose upper layers fuse both, taught by copies of themselves that follow slowly.
 
