@@ -43,6 +43,7 @@ DATA_VERBS: Mapping[str, Verb] = {
     "neighbours": Verb(
         "collimate.evaluation.neighbours:write_neighbours", "a table of each sample's nearest others, to train with"
     ),
+    "select": Verb("collimate.evaluation.selection:select", "keep the samples that two models say to train on"),
     "balance": Verb("collimate.data.commands:balance", "show what each rank and worker will read"),
 }
 
