@@ -56,26 +56,27 @@ def test_attention(golden_set, weights):
 
 
 def test_relations_of_proposals(golden_set, weights):
-    settings, corners = golden_set.config["relation"], golden_set.inputs["relation.corners"]
-    clues = position_clues(corners)
-    close(clues, golden_set, "relation.manual_bbox_feat")
-    bias = offset_bias(settings["heads"])
-    bias.load_state_dict(under(weights, "relation.self_attn_fc.0."))
-    added = bias(pair_offsets(clues[..., :3])).permute(0, 3, 1, 2)
-    close(added, golden_set, "relation.dist_weights", "attention")
-    if settings["depth"] > 1:
-        pytest.skip("the official second layer forgets the first, which ours does not follow")
-    own = under(weights, "relation.")
-    embedded = linear(clues, own["bbox_embedding.0.weight"], own["bbox_embedding.0.bias"])
-    nodes = _detector_features(own, golden_set.inputs["relation.feature"]) + embedded
-    found = attention_of(weights, "relation.self_attn.0", settings["heads"])(nodes, nodes, None, added)
-    close(found, golden_set, "relation.bbox_feature", "attention")
+    """3D-VLP's relation module, put together from our layers as its code does.
 
-    visible = ~golden_set.inputs["mpm.mask"].bool()  # the branch that sees some proposals only
-    layer = attention_of(weights, "relation.self_attn_m.0", settings["heads"])
-    alone = layer(nodes, nodes, visible, added)
+    Its branch of all proposals begins each layer with what was there before any attention, which ours does not.
+    """
+    settings, corners = golden_set.config["relation"], golden_set.inputs["relation.corners"]
+    clues, own = position_clues(corners), under(weights, "relation.")
+    close(clues, golden_set, "relation.manual_bbox_feat")
+    visible = ~golden_set.inputs["mpm.mask"].bool()
+    nodes = some = _detector_features(own, golden_set.inputs["relation.feature"])
+    for depth in range(settings["depth"]):
+        bias = offset_bias(settings["heads"])
+        bias.load_state_dict(under(weights, f"relation.self_attn_fc.{depth}."))
+        added = bias(pair_offsets(clues[..., :3])).permute(0, 3, 1, 2)
+        embedded = linear(clues, own[f"bbox_embedding.{depth}.weight"], own[f"bbox_embedding.{depth}.bias"])
+        nodes, some = nodes + embedded, some + embedded
+        found = attention_of(weights, f"relation.self_attn.{depth}", settings["heads"])(nodes, nodes, None, added)
+        some = attention_of(weights, f"relation.self_attn_m.{depth}", settings["heads"])(some, some, visible, added)
+    close(added, golden_set, "relation.dist_weights", "attention")
+    close(found, golden_set, "relation.bbox_feature", "attention")
     wanted = golden_set.expected["relation.bbox_feature_vis"].flatten(0, 1)
-    torch.testing.assert_close(alone[visible], wanted, **golden_set.config["tolerance"]["attention"])
+    torch.testing.assert_close(some[visible], wanted, **golden_set.config["tolerance"]["attention"])
 
 
 def _detector_features(own, features):

@@ -1,6 +1,7 @@
 """Readers of 3RScan with 3DSSG, of ScanNet, and of sentences on it; on files of their layouts that are made here."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -228,3 +229,27 @@ def test_words_are_whole_and_named_once():
     assert [told.text[word.start : word.stop] for word in told.words] == ["chair", "boxes"]
     assert named_words(told, {1: "chair"}) == told
     assert named_words(Referral("it", 1), {1: ""}).words == ()
+
+
+def test_scanqa(scannet):
+    root, _ = scannet
+    rows = [
+        {
+            "scene_id": "scene0000_00",
+            "question_id": "q1",
+            "question": "What is by the desk?",
+            "answers": ["chair"],
+        },
+        {"scene_id": "scene0000_00", "question_id": "q2", "question": "How many desks?"},
+        {"scene_id": "scene8888_00", "question_id": "q3", "question": "Where?", "answers": ["there"]},
+    ]
+    (root / "scanqa.json").write_text(json.dumps(rows))
+    source = open_source(f"scanqa:{root / 'scanqa.json'}?scans={root}")
+    assert (len(source), source.missing) == (2, 1)
+    first, second = (pickle.loads(pickle.dumps(source)).read(place) for place in range(2))
+    assert (first["__key__"], first["txt"], first["labels.json"]) == ("q1", "What is by the desk?", ["chair"])
+    assert "labels.json" not in second
+    assert checked_scene(second["scene.npz"])["ids"].tolist() == [0, 1, 2]
+    (root / "scanqa.json").write_text(json.dumps([{"scene_id": "x", "question_id": "q"}]))
+    with pytest.raises(ValueError, match="'question'"):
+        open_source(f"scanqa:{root / 'scanqa.json'}?scans={root}")

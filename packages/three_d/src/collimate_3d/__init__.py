@@ -1,7 +1,7 @@
 """3D methods: scene-graph-guided pre-training, LiDAR equivariance."""
 
 from collimate_3d.bev import BEVBackbone, bev_encoding, bev_map
-from collimate_3d.evaluation import evaluate_grounding, evaluate_objects
+from collimate_3d.evaluation import evaluate_answers, evaluate_grounding, evaluate_objects
 from collimate_3d.formats import encode_points
 from collimate_3d.graphs import NoGraph, OffsetAttention, PlaceAttention, TripletGraph
 from collimate_3d.grid import BEVGrid, VoxelGrid
@@ -12,7 +12,7 @@ from collimate_3d.pointnet2 import ObjectPointNet2, PointNet2, PointNet2MultiSca
 from collimate_3d.points import PointBatch, PointCloud
 from collimate_3d.processor import PointAugmentation, PointProcessor
 from collimate_3d.reading import read_points
-from collimate_3d.scene_graph_vlp import SceneGraphVLP
+from collimate_3d.scene_graph_vlp import SceneAnswers, SceneGraphVLP
 from collimate_3d.scenes import DrawnReferrals, ReferralProcessor, SceneAugmentation, SceneProcessor
 from collimate_3d.sparse_unet import SparseUNet
 from collimate_3d.voxel_encoder import BEVEncoder, PillarEncoder, VoxelEncoder
@@ -37,6 +37,7 @@ __all__ = [
     "PointNet2MultiScale",
     "PointProcessor",
     "ReferralProcessor",
+    "SceneAnswers",
     "SceneAugmentation",
     "SceneGraphVLP",
     "SceneProcessor",
@@ -49,6 +50,7 @@ __all__ = [
     "bev_encoding",
     "bev_map",
     "encode_points",
+    "evaluate_answers",
     "evaluate_grounding",
     "evaluate_objects",
     "read_points",

@@ -1,5 +1,6 @@
 """How 3D models are evaluated: grounding, captions, objects by their names."""
 
+from collimate_3d.evaluation.answering import answers_of, evaluate_answers
 from collimate_3d.evaluation.caption_metrics import CaptionScores, caption_scores, scores_at_overlap
 from collimate_3d.evaluation.grounding import GroundingResult, evaluate_grounding
 from collimate_3d.evaluation.objects import evaluate_objects
@@ -7,7 +8,9 @@ from collimate_3d.evaluation.objects import evaluate_objects
 __all__ = [
     "CaptionScores",
     "GroundingResult",
+    "answers_of",
     "caption_scores",
+    "evaluate_answers",
     "evaluate_grounding",
     "evaluate_objects",
     "scores_at_overlap",

@@ -170,12 +170,12 @@ class SceneGraphVLP(Method):
         if modality == "scene":
             scene = unpacked_scenes(inputs)
             nodes = self.nodes(scene, self.objects(scene))
-            pooled = self.projections["scene"](_mean(nodes, scene.given))
+            pooled = self.projections["scene"](mean_of_rows(nodes, scene.given))
             return Encoding(pooled, self.projections["node"](nodes), scene.given)
         if modality == "referrals":
             told = unpacked_referrals(inputs)
             sentences = self.projections["sentence"](self.read(told.ids).pooled).unflatten(0, told.given.shape)
-            return Encoding(_mean(sentences, told.given), sentences, told.given)
+            return Encoding(mean_of_rows(sentences, told.given), sentences, told.given)
         text = self.encoders["text"](inputs, mask)
         return text.replace(
             pooled=self.projections["sentence"](text.pooled), tokens=self.projections["word"](text.tokens)
@@ -239,7 +239,7 @@ class SceneGraphVLP(Method):
         return {
             "object": self.projections["object"](objects),
             "node": self.projections["node"](nodes),
-            "scene": self.projections["scene"](_mean(nodes, scene.given)),
+            "scene": self.projections["scene"](mean_of_rows(nodes, scene.given)),
             "word": self.projections["word"](words).unflatten(0, told.given.shape),
             "sentence": self.projections["sentence"](sentences).unflatten(0, told.given.shape),
             "text": self.encode("text", batch["text"]).pooled,
@@ -340,7 +340,7 @@ class SceneGraphVLP(Method):
         }
 
 
-def _mean(rows: Float[Tensor, "B M D"], given: Bool[Tensor, "B M"]) -> Float[Tensor, "B D"]:
+def mean_of_rows(rows: Float[Tensor, "B M D"], given: Bool[Tensor, "B M"]) -> Float[Tensor, "B D"]:
     """The mean of the rows that are there; 0 where there are none."""
     return (rows * given[..., None]).sum(1) / given.sum(1, keepdim=True).clamp_min(1)
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int64, UInt8
 
+from collimate.data.decoding import Undecodable
 from collimate.data.scene_graphs import GraphObject, GraphRelation, SceneGraph, Triple
+from collimate_3d.formats.columns import COLOURS
+from collimate_3d.reading import read_points
 
 
 def read_json(path: Path) -> Any:
@@ -31,31 +34,34 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def read_vertices(path: Path, fields: Sequence[str]) -> dict[str, np.ndarray]:
-    """Fields of a PLY file's vertices.
+class Vertices(NamedTuple):
+    """The points of a scanned mesh: places in metres, colours, and one more field of each."""
+
+    xyz: Float[np.ndarray, "P 3"]
+    rgb: UInt8[np.ndarray, "P 3"]
+    field: Int64[np.ndarray, " P"]
+
+
+def read_vertices(path: Path, field: str | None = None) -> Vertices:
+    """The vertices of a PLY file, with a field of whole numbers, or their places in the file.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no PLY file, or lacks a field; says which it has.
     """
-    from plyfile import PlyData, PlyParseError
-
     if not path.is_file():
         raise FileNotFoundError(f"There is no {path}.")
     try:
-        vertices = PlyData.read(str(path))["vertex"]
-    except (PlyParseError, KeyError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no PLY file with vertices: {error}") from error
-    known = [each.name for each in vertices.properties]
-    if lacking := [name for name in fields if name not in known]:
-        raise ValueError(f"{path} has no {lacking[0]!r} at its vertices; it has {', '.join(known)}.")
-    return {name: np.asarray(vertices[name]) for name in fields}
-
-
-def cloud_of(fields: Mapping[str, np.ndarray]) -> tuple[Float[np.ndarray, "P 3"], UInt8[np.ndarray, "P 3"]]:
-    """Places in float64 and colours."""
-    xyz = np.stack([fields[name] for name in ("x", "y", "z")], 1).astype(np.float64)
-    return xyz, np.stack([fields[name] for name in ("red", "green", "blue")], 1).astype(np.uint8)
+        cloud = read_points(path)
+    except Undecodable as error:
+        raise ValueError(f"{path}: {error}") from error
+    wanted = [*COLOURS, *([] if field is None else [field])]
+    if lacking := [name for name in wanted if name not in cloud.fields]:
+        raise ValueError(f"{path} has no {lacking[0]!r} at its vertices; it has {', '.join(cloud.fields) or 'none'}.")
+    columns = {name: cloud.features[:, cloud.fields.index(name)] for name in wanted}
+    rgb = np.stack([columns[name] for name in COLOURS], 1) * 255
+    own = np.arange(len(cloud)) if field is None else columns[field].astype(np.int64)
+    return Vertices(cloud.xyz.astype(np.float64) + cloud.origin, rgb.round().astype(np.uint8), own)
 
 
 def graph_from_points(

@@ -25,11 +25,10 @@ from jaxtyping import Float, Int64
 
 from collimate.data import CorruptSample, Sample, Source
 from collimate.data.referrals import Referral
-from collimate_3d.scenes.reading import cloud_of, graph_from_points, read_json, read_vertices
+from collimate_3d.scenes.reading import graph_from_points, read_json, read_vertices
 from collimate_3d.scenes.referral_files import named_words, read_referrals
 from collimate_3d.scenes.three_dssg import scene_sample
 
-FIELDS = ("x", "y", "z", "red", "green", "blue")
 SEGMENTS = "_vh_clean_2.0.010000.segs.json"
 UNKNOWN = -1
 
@@ -84,7 +83,7 @@ class ScanNetSource(Source):
         scene = self.scenes[index]
         folder = self.root / scene
         try:
-            xyz, rgb = cloud_of(read_vertices(self._mesh(scene), FIELDS))
+            xyz, rgb, _ = read_vertices(self._mesh(scene))
             segments = np.asarray(read_json(folder / f"{scene}{SEGMENTS}")["segIndices"])
             groups = read_json(folder / f"{scene}.aggregation.json")["segGroups"]
             instance = instances_of(segments, groups)

@@ -22,10 +22,9 @@ from typing import Any
 from collimate.data import CorruptSample, Sample, Source
 from collimate.data.referrals import Referral, scene_caption, statement
 from collimate.data.scene_graphs import GraphRelation, SceneGraph, scene_arrays
-from collimate_3d.scenes.reading import cloud_of, graph_from_points, read_json, read_vertices
+from collimate_3d.scenes.reading import graph_from_points, read_json, read_vertices
 
 PLY = ("labels.instances.align.annotated.v2.ply", "labels.instances.annotated.v2.ply")
-FIELDS = ("x", "y", "z", "red", "green", "blue", "objectId")
 ATTRIBUTES = ("color",)  # ours: of 3DSSG's kinds of attributes, the one that stands well before a label
 NONE = "none"  # the predicate of a pair without a relation, in the subset
 
@@ -89,18 +88,17 @@ class ThreeDSSGSource(Source):
         part = self.parts[index]
         key = f"{part['scan']}-{part.get('split', 0)}"
         try:
-            fields = read_vertices(self._ply(part["scan"]) or self.root, FIELDS)
+            points = read_vertices(self._ply(part["scan"]) or self.root, "objectId")
             labels = self._labels(part)
         except (ValueError, FileNotFoundError, KeyError) as error:
             raise CorruptSample(f"{self.name}: {key}", "scan cannot be read", str(error)) from error
-        xyz, rgb = cloud_of(fields)
         graph = graph_from_points(
-            xyz, fields["objectId"], labels, self._words(part, labels) if self.attributes else None, relations_of(part)
+            points.xyz, points.field, labels, self._words(part, labels) if self.attributes else None, relations_of(part)
         )
         if not graph.objects:
             raise CorruptSample(f"{self.name}: {key}", "no object has points", f"of {len(labels)} in the annotation")
         told = [statement(graph, relation) for relation in graph.relations[: self.sentences]]
-        return scene_sample(key, self.name, graph, (xyz, rgb, fields["objectId"]), told)
+        return scene_sample(key, self.name, graph, points, told)
 
     def _beside(self, name: str) -> Path:
         return Path(name) if Path(name).is_file() or Path(name).is_absolute() else self.root / name
