@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 import collimate
 from collimate.data.decoding import Undecodable
+from collimate.evaluation.modalities import manner_of, registered_templates
+from collimate_3d.exhibits import show_points
 from collimate_3d.pointnet2 import ObjectPointNet2
 from collimate_3d.points import PointCloud
 from collimate_3d.processor import PointAugmentation, PointProcessor
@@ -72,6 +74,19 @@ def test_refused():
         PointAugmentation(flip=1.5)
     with pytest.raises(ValueError, match="scale is positive"):
         PointAugmentation(scale=(0.0, 1.0))
+
+
+def test_other_numbers_of_points():
+    processor = PointProcessor(100, COLOURS)
+    assert torch.equal(processor.shaped(40)(cloud()), PointProcessor(40, COLOURS)(cloud()))
+
+
+def test_reports_show_clouds_with_and_without_colours():
+    for raw in (cloud(), cloud().xyz, np.zeros((1, 3))):
+        picture = np.asarray(show_points(raw).picture)
+        assert picture.shape[2] == 3
+        assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 1
+    assert manner_of("points").templates in registered_templates()
 
 
 def seeded(augmentation, processor, raw, seed=0):

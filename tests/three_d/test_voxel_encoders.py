@@ -191,6 +191,19 @@ def test_grids_that_cannot_be_are_refused():
         SparseUNet(4, 0.25, ())
 
 
+@pytest.mark.parametrize("encoder", [voxel_encoder, pillar_encoder, lambda: awake(SparseUNet(4, 0.25, (4, 6), 1))])
+def test_half_precision_is_near(encoder):
+    made, inputs = encoder().train(), sweeps()
+    for module in made.modules():
+        module.momentum = 0.0  # batch statistics, without their traces
+    exact = made(inputs).pooled
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = made(inputs).pooled
+    assert float((rough.detach().float() - exact.detach()).norm() / exact.detach().norm()) < 0.05
+    rough.float().sum().backward()
+    assert all(bool(each.grad.isfinite().all()) and each.grad.dtype == torch.float32 for each in made.parameters())
+
+
 # Pillars --------------------------------------------------------------------------------------------------------
 
 

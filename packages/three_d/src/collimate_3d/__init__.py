@@ -2,6 +2,7 @@
 
 from collimate_3d.bev import BEVBackbone, bev_encoding, bev_map
 from collimate_3d.evaluation import evaluate_answers, evaluate_grounding, evaluate_objects
+from collimate_3d.exhibits import show_points
 from collimate_3d.formats import encode_points
 from collimate_3d.graphs import NoGraph, OffsetAttention, PlaceAttention, TripletGraph
 from collimate_3d.grid import BEVGrid, VoxelGrid
@@ -54,4 +55,5 @@ __all__ = [
     "evaluate_grounding",
     "evaluate_objects",
     "read_points",
+    "show_points",
 ]

@@ -73,6 +73,10 @@ class PointProcessor(Processor):
             xyz = xyz / (float(np.linalg.norm(xyz, axis=1).max()) or 1.0)
         return torch.from_numpy(np.column_stack([xyz[chosen], *features]).astype(np.float32))
 
+    def shaped(self, shape: int) -> PointProcessor:
+        """The same for another number of points."""
+        return self.changed(points=shape)
+
     def example(self) -> PointCloud:
         turn = np.arange(200) * 0.1
         xyz = np.stack([np.cos(turn), np.sin(2 * turn), turn / 20], 1)

@@ -1,5 +1,8 @@
 """Means and maxima over the rows that belong to one segment: the points of a voxel, of a pillar, of a cloud.
 
+On CUDA the last bits of sums depend on the order in which rows happen to be added, unless
+`torch.use_deterministic_algorithms` is on.
+
 Shape legend: P rows, S segments, C channels.
 """
 
@@ -19,9 +22,8 @@ def segment_sum(values: Float[Tensor, "P C"], segment: Int[Tensor, " P"], count:
         segment: int64, of each row, from 0 to `count` - 1; a row of -1 belongs to none.
         count: S.
     """
-    values, segment = _belonging(values, segment)
     wide = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-    return wide.new_zeros(count, values.shape[1]).index_add(0, segment, wide)
+    return wide.new_zeros(count + 1, values.shape[1]).index_add(0, _slots(segment, count), wide)[:count]
 
 
 def segment_mean(values: Float[Tensor, "P C"], segment: Int[Tensor, " P"], count: int) -> Float[Tensor, "S C"]:
@@ -35,14 +37,14 @@ def segment_max(values: Float[Tensor, "P C"], segment: Int[Tensor, " P"], count:
 
     Where several rows share a maximum, its gradient is shared among them.
     """
-    values, segment = _belonging(values, segment)
-    index = segment[:, None].expand_as(values)
-    return values.new_zeros(count, values.shape[1]).scatter_reduce(0, index, values, "amax", include_self=False)
+    index = _slots(segment, count)[:, None].expand_as(values)
+    empty = values.new_zeros(count + 1, values.shape[1])
+    return empty.scatter_reduce(0, index, values, "amax", include_self=False)[:count]
 
 
 def segment_count(segment: Int[Tensor, " P"], count: int) -> Int[Tensor, " S"]:
     """How many rows each segment has."""
-    return torch.bincount(segment[segment >= 0], minlength=count)
+    return torch.bincount(_slots(segment, count), minlength=count + 1)[:count]
 
 
 class Groups(NamedTuple):
@@ -70,8 +72,6 @@ def grouped(keys: Int[Tensor, " P"]) -> Groups:
     return Groups(ordered[heads], group, torch.empty_like(rank).index_copy_(0, order, rank), order[heads])
 
 
-def _belonging(values: Tensor, segment: Tensor) -> tuple[Tensor, Tensor]:
-    belongs = segment >= 0
-    if bool(belongs.all()):
-        return values, segment
-    return values[belongs], segment[belongs]
+def _slots(segment: Int[Tensor, " P"], count: int) -> Int[Tensor, " P"]:
+    """Rows of no segment go to one behind the last."""
+    return torch.where(segment < 0, count, segment)

@@ -71,7 +71,9 @@ def voxelise_limited(
     full, first = _voxelise(xyz, cloud, grid)
     owner = full.coords[:, 0].long()
     order = (owner * (len(xyz) + 1) + first).argsort()
-    kept = order[grouped(owner[order]).rank < max_voxels]
+    counts = torch.bincount(owner)
+    rank = torch.arange(len(order), device=xyz.device) - (counts.cumsum(0) - counts)[owner[order]]
+    kept = order[rank < max_voxels]
     renamed = torch.full_like(full.points, -1).index_copy_(0, kept, torch.arange(len(kept), device=xyz.device))
     voxel = full.voxel
     if len(kept):

@@ -2,6 +2,8 @@
 
 Weights lie as they do in spconv 2, and outputs are brought into the order of sites, so that either backend can stand in
 for the other in the middle of a network. spconv's own pairs of sites are kept with the sites, for submanifold layers.
+
+Its CPU build (2.3.8) computes forward alone where there is no CUDA driver: train with `backend="torch"` there.
 """
 
 from __future__ import annotations
