@@ -48,6 +48,23 @@ def test_it_is_clipping():
     assert bev_iou(one.float(), other.float()).dtype == torch.float32
 
 
+def test_it_is_shapely_where_that_is_installed():
+    geometry = pytest.importorskip("shapely.geometry")
+    one, other = boxes(30, 6), boxes(30, 6, seed=1)
+    first, second = ([geometry.Polygon(each) for each in footprints(side).tolist()] for side in (one, other))
+    wanted = [[a.intersection(b).area / a.union(b).area for b in second] for a in first]
+    torch.testing.assert_close(bev_iou(one, other), torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+def test_many_pairs_are_those_of_few():
+    """Blocks share the processor's threads where no gradient is wanted; values are the same."""
+    one, other = boxes(150, 2), boxes(150, 2, seed=1)
+    found = bev_iou(one, other)
+    rows = torch.cat([bev_iou(one[at : at + 1], other) for at in range(0, 150, 10)])
+    torch.testing.assert_close(found[::10], rows, rtol=0, atol=1e-12)
+    torch.testing.assert_close(bev_iou(one.requires_grad_(), other).detach(), found, rtol=0, atol=1e-12)
+
+
 side = st.floats(0.05, 10)
 angle = st.sampled_from([0.0, math.pi / 2, math.pi, 1e-9, math.pi / 4]) | st.floats(-7, 7)
 place = st.sampled_from([0.0, 0.5, 1.0]) | st.floats(-3, 3)

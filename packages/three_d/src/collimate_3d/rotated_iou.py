@@ -23,9 +23,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from collimate_3d.boxes import footprints
+from collimate.kernels.threads import for_each
 
-BLOCK = 2**14  # pairs computed at a time: as many as the processor's cache holds
+BLOCK = 2**12  # pairs computed at a time: their numbers fit a core's cache, and torch gives them one thread
 
 
 def bev_iou(one: Float[Tensor, "M 7"], other: Float[Tensor, "K 7"]) -> Float[Tensor, "M K"]:
@@ -66,9 +66,13 @@ def near_pairs(
     one: Float[Tensor, "M 7"], other: Float[Tensor, "K 7"]
 ) -> tuple[Int64[Tensor, " P"], Int64[Tensor, " P"]]:
     """The pairs whose circumscribed circles meet: all that can share anything."""
+    rows = max(1, BLOCK // max(len(other), 1))
     with torch.no_grad():
-        apart = (one[:, None, :2] - other[:, :2]).double().square().sum(-1)
-        first, second = (apart <= _reaches(one[:, None], other).square()).nonzero(as_tuple=True)
+        found = [
+            ((part[:, None, :2] - other[:, :2]).double().square().sum(-1) <= _reaches(part[:, None], other).square())
+            for part in one.split(rows)
+        ]
+        first, second = torch.cat(found).nonzero(as_tuple=True)
     return first, second
 
 
@@ -79,17 +83,22 @@ def shared_volumes(one: Float[Tensor, "P 7"], other: Float[Tensor, "P 7"]) -> Fl
 
 def shared_areas(one: Float[Tensor, "P 7"], other: Float[Tensor, "P 7"]) -> Float[Tensor, " P"]:
     """Square metres that the footprints of paired boxes share, float64."""
-    parts = [_shared(first, second) for first, second in zip(one.split(BLOCK), other.split(BLOCK), strict=True)]
-    return torch.cat(parts) if parts else one.new_zeros(0, dtype=torch.float64)
+    if len(one) <= BLOCK or (torch.is_grad_enabled() and (one.requires_grad or other.requires_grad)):
+        parts = [_shared(first, second) for first, second in zip(one.split(BLOCK), other.split(BLOCK), strict=True)]
+        return torch.cat(parts)
+    found = one.new_empty(len(one), dtype=torch.float64)
+
+    def compute(first: int) -> None:
+        block = slice(first, first + BLOCK)
+        found[block] = _shared(one[block], other[block])
+
+    for_each(compute, range(0, len(one), BLOCK), one.device)
+    return found
 
 
 def _shared(one: Float[Tensor, "p 7"], other: Float[Tensor, "p 7"]) -> Float[Tensor, " p"]:
     one, other = one.double(), other.double()
-    middle = other[:, :3]  # differences first: far from the origin products would round
-    moved = torch.cat([one[:, :3] - middle, one[:, 3:6], one[:, 6:]], 1)
-    x, y = footprints(moved).unbind(-1)
-    cosine, sine = other[:, 6:].cos(), other[:, 6:].sin()
-    x, y = x * cosine + y * sine, y * cosine - x * sine
+    x, y = _corners_seen_from(one, other)
     half = other[:, 3:5] / 2
     a, b = half[:, :1], half[:, 1:]
     x_next, y_next = x.roll(-1, 1), y.roll(-1, 1)
@@ -99,6 +108,20 @@ def _shared(one: Float[Tensor, "p 7"], other: Float[Tensor, "p 7"]) -> Float[Ten
     start, stop = torch.minimum(torch.maximum(x, -a), a), torch.minimum(torch.maximum(x_next, -a), a)
     heights = _mean_of_clamped(y + (start - x) * slope, y + (stop - x) * slope, b)
     return ((start - stop) * heights).sum(1).clamp_min(0)
+
+
+def _corners_seen_from(
+    one: Float[Tensor, "p 7"], other: Float[Tensor, "p 7"]
+) -> tuple[Float[Tensor, "p 4"], Float[Tensor, "p 4"]]:
+    """x and y of the first boxes' corners, counter-clockwise, in the frames of the others."""
+    cosine, sine = other[:, 6:].cos(), other[:, 6:].sin()
+    x, y = one[:, :1] - other[:, :1], one[:, 1:2] - other[:, 1:2]  # first: far from the origin products would round
+    x, y = x * cosine + y * sine, y * cosine - x * sine
+    turned = one[:, 6:] - other[:, 6:]
+    cosine, sine = turned.cos(), turned.sin()
+    along = one[:, 3:4] / 2 * one.new_tensor([1, -1, -1, 1])
+    across = one[:, 4:5] / 2 * one.new_tensor([1, 1, -1, -1])
+    return x + along * cosine - across * sine, y + along * sine + across * cosine
 
 
 def _mean_of_clamped(

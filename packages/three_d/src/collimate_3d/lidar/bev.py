@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from collimate_3d.grid import BEVGrid
+from collimate_3d.operators.segments import segment_mean
 
 NEAR = 1e-6
 """Cells by which a place may miss a cell's centre and is at it: rounding of a warp that takes cells to cells."""
@@ -90,9 +91,7 @@ def collapse_to_map(
         low, high = cells.amin(0).tolist(), cells.amax(0).tolist()
         raise ValueError(f"There are voxels over cells {low} to {high}; the maps have {size.tolist()}.")
     place = (cells[:, 0] * shape[0] + cells[:, 1]) * shape[1] + cells[:, 2]
-    total = features.new_zeros(batch * shape[0] * shape[1], features.shape[1]).index_add(0, place, features)
-    count = features.new_zeros(len(total)).index_add(0, place, features.new_ones(len(features)))
-    mean = total / count.clamp_min(1)[:, None]
+    mean = segment_mean(features, place, batch * shape[0] * shape[1])
     return mean.unflatten(0, (batch, *shape)).permute(0, 3, 1, 2)
 
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
@@ -27,6 +26,7 @@ from torch.nn.functional import cross_entropy, normalize
 from collimate.distributed import Group
 from collimate.losses.softmax import global_mean
 from collimate_3d.lidar.bev import occupied
+from collimate_3d.operators.segments import segment_mean
 
 FLOW_WEIGHT, ROTATION_WEIGHT, CONTRAST_WEIGHT = 300.0, 1.0, 0.01  # section 3: the weights of the sum
 
@@ -50,7 +50,7 @@ def flow_equivariance_loss(
     of_warped, of_predicted = occupancies or (occupied(warped), occupied(predicted))
     both = of_warped & of_predicted
     apart = (normalize(warped.detach(), dim=1) - normalize(predicted, dim=1)).square().sum(1)
-    summed = torch.where(both, apart, 0.0).sum((1, 2))
+    summed = apart.masked_fill(~both, 0.0).sum((1, 2))
     cells = both.sum((1, 2)).clamp_min(1) if normalise == "occupied" else both.shape[1] * both.shape[2]
     return global_mean(summed / cells, None, group)
 
@@ -70,8 +70,7 @@ def flow_warped(
     """
     carried = (voxels >= 0) & (targets >= 0)
     cells, place = targets[carried].long().unique(return_inverse=True)
-    sums = features.new_zeros(len(cells), features.shape[1]).index_add(0, place, features[voxels[carried].long()])
-    return cells, sums / torch.bincount(place, minlength=len(cells)).clamp_min(1)[:, None]
+    return cells, segment_mean(features[voxels[carried].long()], place, len(cells))
 
 
 def rotation_class(
