@@ -6,6 +6,7 @@ from collimate_vision_language.clip import CLIP
 from collimate_vision_language.clip_reident import CLIPReIdent
 from collimate_vision_language.clip_rocket import BYOLIP, BarLIP, CLIPRocket, SiamLIP, SwALIP
 from collimate_vision_language.cloc import CLOC
+from collimate_vision_language.cosmo import COSMO
 from collimate_vision_language.cwcl import CWCL
 from collimate_vision_language.dreamlip import DreamLIP
 from collimate_vision_language.filip import FILIP
@@ -21,6 +22,7 @@ __all__ = [
     "BYOLIP",
     "CLIP",
     "CLOC",
+    "COSMO",
     "CWCL",
     "FILIP",
     "FLAIR",
