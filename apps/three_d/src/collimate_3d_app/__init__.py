@@ -10,6 +10,10 @@ APP = App(
     verbs={
         "ground": Verb("collimate_3d_app.commands:ground", "find the objects that sentences mean"),
         "classify-objects": Verb("collimate_3d_app.commands:classify_objects", "name objects without training"),
+        "detect": Verb("collimate_3d_app.lidar:detect", "find cars, pedestrians and cyclists in LiDAR sweeps"),
+        "lidar-demo": Verb(
+            "collimate_3d.detection.demo:lidar_demo", "pre-train on sweeps, fine-tune a detector, compare with scratch"
+        ),
         "vocabulary": Verb("collimate_3d_app.commands:vocabulary", "count the words of scenes' texts, for a tokenizer"),
     },
 )

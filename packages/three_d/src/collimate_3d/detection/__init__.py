@@ -2,10 +2,11 @@
 
 from collimate_3d.detection.center_head import CenterHead, center_targets, decoded
 from collimate_3d.detection.center_point import CenterPoint, average_precisions
-from collimate_3d.detection.evaluation import DetectionResult, evaluate_detection, write_detections
+from collimate_3d.detection.evaluation import LOOSE, DetectionResult, evaluate_detection, write_detections
 from collimate_3d.detection.nms import rotated_nms
 
 __all__ = [
+    "LOOSE",
     "CenterHead",
     "CenterPoint",
     "DetectionResult",

@@ -14,7 +14,7 @@ Shape legend: B sweeps, N rows of stacked points, C values of a point, K classes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -164,15 +164,21 @@ class CenterPoint(Method):
         self.log_dict(logged, sync_dist=False)
 
 
-def average_precisions(truths: Sequence[Objects], found: Sequence[Objects], classes: Sequence[str]) -> Result:
+def average_precisions(
+    truths: Sequence[Objects],
+    found: Sequence[Objects],
+    classes: Sequence[str],
+    overlaps: Mapping[str, float] | None = None,
+) -> Result:
     """KITTI's average precision, at its three difficulties where labels know of them, else of everything.
 
     Args:
         truths, found: of each sweep.
-        classes: whose least overlaps are KITTI's: 0.7 for cars, 0.5 for all others.
+        classes: that are judged.
+        overlaps: class -> least IoU at which an object is found; KITTI's 0.7 for cars, 0.5 for all others unless given.
     """
-    overlaps = [0.7 if name == "Car" else 0.5 for name in classes]
+    least = [(overlaps or {}).get(name, 0.7 if name == "Car" else 0.5) for name in classes]
     graded = any(objects.image_boxes is not None for objects in truths)
     pictured = graded and all(objects.image_boxes is not None for objects in (*truths, *found) if len(objects))
     metrics = ("bbox", "bev", "3d") if pictured else ("bev", "3d")
-    return kitti_ap(truths, found, classes, dict.fromkeys(metrics, overlaps), DIFFICULTIES if graded else EVERYTHING)
+    return kitti_ap(truths, found, classes, dict.fromkeys(metrics, least), DIFFICULTIES if graded else EVERYTHING)

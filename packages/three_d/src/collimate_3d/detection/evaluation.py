@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
 from pathlib import Path
@@ -22,13 +22,15 @@ from collimate.evaluation.result import Result
 from collimate_3d.detection.center_point import CenterPoint, average_precisions
 from collimate_3d.lidar.calibration import CALIBRATION, Calibration
 from collimate_3d.lidar.heading_error import heading_errors
-from collimate_3d.lidar.kitti import format_labels
+from collimate_3d.lidar.kitti import IMAGE_SIZE, format_labels
 from collimate_3d.lidar.objects import OBJECTS, Objects
 from collimate_3d.lidar.pictures import picture_from_above
 from collimate_3d.lidar.sweep import SWEEP
 
-IMAGE = (375, 1242)  # height and width of KITTI's pictures, to which boxes in them are clipped
 SURE = 0.3  # ours: what pictures show
+
+LOOSE = {"Car": 0.5, "Pedestrian": 0.25, "Cyclist": 0.25}
+"""The least overlaps of OpenPCDet's second table (kitti_object_eval_python, eval.py)."""
 
 
 def evaluate_detection(
@@ -40,6 +42,7 @@ def evaluate_detection(
     precision: Precision = "float32",
     limit: int | None = None,
     pictures: int = 6,
+    overlaps: Mapping[str, float] | None = None,
 ) -> DetectionResult:
     """Find the objects in sweeps; where they are labelled, KITTI's average precision and errors of the heading.
 
@@ -55,6 +58,8 @@ def evaluate_detection(
         precision: of the networks.
         limit: at most so many sweeps, spread over the data.
         pictures: sweeps that the report shows.
+        overlaps: class -> least IoU at which an object is found; KITTI's 0.7 for cars and 0.5 for all others unless
+            given. `LOOSE`, of which OpenPCDet reports too, is for detectors on coarse maps.
 
     Raises:
         ValueError: no sweep can be read.
@@ -90,7 +95,7 @@ def evaluate_detection(
         }
         return DetectionResult("Objects in sweeps", counts, {}, protocol, frames=frames, shown=shown)
     truths, detections = [frame.truth or Objects.none() for frame in frames], [frame.found for frame in frames]
-    judged = average_precisions(truths, detections, method.classes)
+    judged = average_precisions(truths, detections, method.classes, overlaps)
     metrics = dict(judged.metrics)
     for name in method.classes:
         errors = heading_errors(truths, detections, name)
@@ -145,7 +150,7 @@ class DetectionResult(Result):
             report.add_images(self.shown, "Sweeps from above")
 
 
-def seen_in_image(objects: Objects, calibration: Calibration, size: tuple[int, int] = IMAGE) -> Objects:
+def seen_in_image(objects: Objects, calibration: Calibration, size: tuple[int, int] = IMAGE_SIZE) -> Objects:
     """What the camera sees of some objects, with their places in the image and KITTI's observation angles.
 
     Args:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from collimate.data.decoding import IMAGES, Undecodable
 from collimate.data.source import CorruptSample, Sample, Source
@@ -18,6 +19,9 @@ from collimate_3d.lidar.calibration import CALIBRATION, Calibration
 from collimate_3d.lidar.objects import OBJECTS, Objects
 from collimate_3d.lidar.subsets import label_subset
 from collimate_3d.lidar.sweep import SWEEP, Sweep, encode_sweep, read_points
+
+IMAGE_SIZE = (375, 1242)
+"""Height and width of most pictures."""
 
 COLUMNS = 15  # of a row of a label file; a detection has its score as one more
 
@@ -33,6 +37,8 @@ class KittiSource(Source):
         fraction: of the frames, at random: the share of labels to learn from.
         seed: of that draw. Smaller fractions are part of larger ones of the same seed.
         image: whether samples have the picture of the left colour camera.
+        front: whether sweeps keep only what that camera sees, which is where objects are labelled; so detectors are
+            trained and judged on this benchmark.
 
     Raises:
         FileNotFoundError: there are no sweeps, or the split has no list.
@@ -40,7 +46,13 @@ class KittiSource(Source):
     """
 
     def __init__(
-        self, path: str, split: str | None = None, fraction: float = 1.0, seed: int = 0, image: bool = False
+        self,
+        path: str,
+        split: str | None = None,
+        fraction: float = 1.0,
+        seed: int = 0,
+        image: bool = False,
+        front: bool = False,
     ) -> None:
         self.folder = _data_folder(Path(path))
         frames = _listed(self.folder, split) if split else [each.stem for each in self.folder.glob("velodyne/*.bin")]
@@ -49,6 +61,7 @@ class KittiSource(Source):
         frames = sorted(frames)
         self.frames = [frames[place] for place in label_subset(len(frames), fraction, seed)]
         self.name, self.image = f"kitti:{path}" + (f"?split={split}" if split else ""), image
+        self.front = front
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -74,7 +87,19 @@ class KittiSource(Source):
 
     def _sweep(self, frame: str) -> bytes:
         data = (self.folder / "velodyne" / f"{frame}.bin").read_bytes()
-        return encode_sweep(Sweep.checked(read_points(data)))
+        sweep = Sweep.checked(read_points(data))
+        if self.front:
+            sweep = sweep.kept(self.calibration(frame).sees(sweep.xyz, self._size(frame)))
+        return encode_sweep(sweep)
+
+    def _size(self, frame: str) -> tuple[int, int]:
+        """Height and width of the picture; where it is not there, those of most."""
+        for suffix in IMAGES:
+            path = self.folder / "image_2" / f"{frame}.{suffix}"
+            if path.is_file():
+                with Image.open(path) as picture:
+                    return picture.height, picture.width
+        return IMAGE_SIZE
 
     def _calibration(self, frame: str) -> dict[str, Any]:
         return self.calibration(frame).to_json()
