@@ -9,6 +9,7 @@ from collimate_3d.lidar.calibration import Calibration, camera_corners
 from collimate_3d.lidar.kitti_ap import Difficulty, precision_curves
 from collimate_3d.lidar.objects import Objects
 from collimate_3d.rotated_iou import bev_iou, iou_3d
+from collimate_3d.rotated_iou_published import published_areas, published_bev_iou, published_iou_3d
 
 GOLDEN = "kitti_geometry"
 
@@ -64,6 +65,18 @@ def test_overlaps(golden_set):
     torch.testing.assert_close(bev[told_apart], wanted[told_apart], rtol=0, atol=atol)
     pairs = golden_set.config["special_iou_pairs"]
     assert bev[pairs["identical"], pairs["identical"]] == pytest.approx(1, abs=1e-6)
+
+
+def test_overlaps_of_the_published_kernels(golden_set):
+    """With their quirks: the margin, and the identical boxes for which KITTI's kernel gives 0."""
+    one, other, rules = golden_set.inputs["iou.a"], golden_set.inputs["iou.b"], golden_set.config["tolerance"]
+    compare(
+        golden_set, "geometry", iou__pcdet_bev=published_bev_iou(one, other),
+        iou__pcdet_3d=published_iou_3d(one, other), iou__pcdet_overlap_area=published_areas(one, other),
+    )  # fmt: skip
+    found, wanted = published_bev_iou(one, other, margin=0.0), golden_set.expected["iou.kitti_devkit_bev"]
+    told_apart = golden_set.expected["iou.exact_bev"] < golden_set.config["iou"]["devkit_mask_exact_iou_at_least"]
+    torch.testing.assert_close(found[told_apart], wanted[told_apart], rtol=0, atol=rules["iou_devkit"]["atol"])
 
 
 def objects(golden_set, side):

@@ -24,7 +24,7 @@ from collimate_3d.lidar.flow import (
 from collimate_3d.lidar.objects import Objects
 from collimate_3d.lidar.poses import apply_pose, inverse_pose, motion_between, move_boxes
 from collimate_3d.lidar.registration import estimated_flow, registered
-from collimate_3d.lidar.transforms import Transform, TransformChoice
+from collimate_3d.lidar.transforms import Transform, TransformChoice, two_views
 
 GRID = BEVGrid((8, 8), (0.5, 0.5), (-2.0, -2.0))
 
@@ -154,6 +154,20 @@ def test_draws_lie_in_their_ranges():
     assert -math.pi / 2 <= min(angles) < -1.2
     assert 0.95 <= min(scales) < 0.96 < 1.04 < max(scales) <= 1.05
     assert 0 <= np.min(shifts) < 0.01 < 0.19 < np.max(shifts) <= 0.2
+
+
+def test_two_views_know_which_points_are_one():
+    points = torch.rand(200, 4, dtype=torch.float64) * torch.tensor([20, 20, 2, 1]) - torch.tensor([0, 10, 1, 0])
+    one, other = Transform(angle=0.5, shift=(1.0, 0.0, 0.0)), Transform(True, -0.4, 1.1)
+    views = two_views(points, one, other, (0, -8, -1, 16, 8, 1))
+    assert 20 < len(views.pairs) < min(len(views.first), len(views.second)) < 200
+    for view in views[:2]:
+        assert (view[:, 0] >= 0).all()
+        assert (view[:, 0] < 16).all()
+    first, second = (view[rows] for view, rows in zip(views[:2], views.pairs.T, strict=True))
+    close(one.inverse_points(first), other.inverse_points(second))
+    assert len(two_views(points, one, other).pairs) == 200
+    assert two_views(points, one, other, (0, 0, 50, 1, 1, 51)).pairs.shape == (0, 2)
 
 
 # Flow -----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from collimate_3d.lidar.registration import estimated_flow, registered
 from collimate_3d.lidar.sequences import SequenceSource, open_kitti360, open_odometry
 from collimate_3d.lidar.subsets import label_subset
 from collimate_3d.lidar.sweep import PREVIOUS, SWEEP, Sweep, decode_sweep, encode_sweep
-from collimate_3d.lidar.transforms import Transform, TransformChoice
+from collimate_3d.lidar.transforms import Transform, TransformChoice, Views, two_views
 
 __all__ = [
     "DIFFICULTIES",
@@ -28,6 +28,7 @@ __all__ = [
     "Sweep",
     "Transform",
     "TransformChoice",
+    "Views",
     "collapse_to_map",
     "decode_sweep",
     "encode_sweep",
@@ -44,6 +45,7 @@ __all__ = [
     "read_flow",
     "registered",
     "sample_map",
+    "two_views",
     "warp_map",
     "with_ego",
     "without_ego",

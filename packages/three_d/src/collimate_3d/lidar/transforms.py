@@ -13,11 +13,13 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from collimate_3d.boxes import in_range
 from collimate_3d.grid import BEVGrid
 from collimate_3d.lidar.bev import cell_centres, sample_map
 
@@ -159,6 +161,36 @@ class TransformChoice:
             random.uniform(*self.scale),
             (random.uniform(0, self.shift), random.uniform(0, self.shift), random.uniform(0, self.shift)),
         )
+
+
+class Views(NamedTuple):
+    """Two views of the same points.
+
+    Attributes:
+        first, second: what is left of them in range.
+        pairs: places in both of the points that are in both.
+    """
+
+    first: Float[Tensor, "n C"]
+    second: Float[Tensor, "m C"]
+    pairs: Int64[Tensor, "P 2"]
+
+
+def two_views(
+    points: Float[Tensor, "N C"], first: Transform, second: Transform, bounds: tuple[float, ...] | None = None
+) -> Views:
+    """A sweep under two transforms, whose points are known to belong together, so that nothing is searched.
+
+    Views are cropped AFTER they were transformed: the outline of a crop would turn with the view and give it away.
+
+    Args:
+        bounds: x0, y0, z0, x1, y1, z1 in metres; everything if None.
+    """
+    views = [transform.points(points) for transform in (first, second)]
+    kept = [points.new_ones(len(points)).bool() if bounds is None else in_range(view[:, :3], bounds) for view in views]
+    both = kept[0] & kept[1]
+    places = torch.stack([(each.cumsum(0) - 1)[both] for each in kept], 1)
+    return Views(views[0][kept[0]], views[1][kept[1]], places)
 
 
 def _exact(value: float) -> float:
