@@ -21,12 +21,12 @@ def vocabulary(source):
     return count_words(texts)
 
 
-def scene_graph_vlp(graph=None, seed=0, **options):
+def scene_graph_vlp(graph=None, seed=0, text_encoder=None, **options):
     torch.manual_seed(seed)
     words = vocabulary(rooms())
     return SceneGraphVLP(
         object_encoder=ObjectPointNet(16, 6, (8, 16)),
-        text_encoder=GRUTextEncoder(len(words) + 4, 16, 32),
+        text_encoder=text_encoder or GRUTextEncoder(len(words) + 4, 16, 32),
         graph=graph or TripletGraph(24, 16, 24, k=3),
         scene_processor=SceneProcessor(ROOM_CLASSES, 8, 12),
         tokenizer=WordTokenizer(words, 64),

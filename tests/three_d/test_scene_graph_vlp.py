@@ -7,9 +7,11 @@ from torch.nn.functional import cross_entropy, normalize
 import collimate
 from collimate.checkpoints import save
 from collimate.data import open_source
+from collimate.encoders import Bert
 from collimate.evaluation import evaluate_retrieval
 from collimate.testing import assert_cached_equals_full, assert_same_on_ranks
 from collimate_3d.graphs import NoGraph, OffsetAttention
+from collimate_3d.language import GRUTextEncoder
 from collimate_3d.scene_graph_vlp import SceneGraphVLP
 from collimate_3d.scene_graph_vlp.objectives import Referred, mentions_of, named_object_losses, referral_loss
 from collimate_3d.scenes import unpacked_scenes
@@ -118,6 +120,44 @@ def test_all_terms_are_finite_and_reach_every_weight(batch, graph):
     assert all(torch.isfinite(term) and term > 0 for term in terms.values())
     lacking = [name for name, each in method.named_parameters() if each.grad is None or not each.grad.isfinite().all()]
     assert not lacking
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        lambda: Bert(vocab_size=80, context_length=64, width=16, layers=1, heads=2, hidden=32, dropout=0.0),
+        lambda: GRUTextEncoder(80, 16, 32, layers=2, bidirectional=True),
+    ],
+)
+def test_other_encoders_read_sentences(batch, encoder):
+    method = scene_graph_vlp(text_encoder=encoder()).eval()
+    assert all(torch.isfinite(term) for term in method.loss_terms(batch).values())
+    ids = batch["text"][:2]
+    short = ids[:, : int(method.processors["text"].mask(ids).sum(1).max())]
+    assert short.shape[1] < ids.shape[1]
+    torch.testing.assert_close(*(method.encode("text", each).pooled for each in (ids, short)))
+
+
+def test_half_precision(method, batch):
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = method.loss_terms(batch)
+    assert all(term.dtype == torch.float32 and torch.isfinite(term) for term in terms.values())
+
+
+def test_hidden_objects_can_be_held_to_momentum_copies(batch):
+    method = scene_graph_vlp(momentum=0.9, hide_words=1.0, hide_objects=0.0)
+    terms = method.train().loss_terms(batch)
+    assert terms["hidden_features"] == 0, "nothing is hidden"
+    method.hide_objects = 1.0
+    method.loss_terms(batch)["hidden_features"].backward()
+    assert method.hidden_object.grad.abs().max() > 0
+    assert all(each.grad is None and not each.requires_grad for each in method.copies.parameters())
+    before = method.copies["graph"].norm.weight.clone()
+    with torch.no_grad():
+        method.graph.norm.weight += 1
+    method.after_optimizer_step()
+    torch.testing.assert_close(method.copies["graph"].norm.weight, before + 0.1)
+    assert "copies.graph.norm.weight" in method.state_dict()
 
 
 def without(batch, name):

@@ -15,6 +15,8 @@ mean of its nodes [ours]) and u_b of its caption, and multipliers s of the cosin
     text_class   cross-entropy of the target's class, told by the sentence alone
     masked_words     cross-entropy of hidden words, told by words that have seen the objects
     masked_objects   cross-entropy of hidden objects' classes, told by objects that have read the sentence
+    hidden_features  where `momentum` is given: how far, in L1, hidden objects that have read a sentence are from what
+                     momentum copies of the graph and of the cross-attention, which see everything, make of them
 
 Objects are a cloud's vector plus a matrix of 27 numbers on where its box lies. `word` and `sentence` are in
 `collimate_3d.scene_graph_vlp.objectives`; `sentence` and `scene` meet across ranks, exactly.
@@ -32,7 +34,9 @@ Departures from 3D-VLP, each [ours]:
 - Hidden words: the mean runs over them alone. 3D-VLP's runs over all words before it is masked, so that the mask has no
   effect. Nouns are hidden sentence by sentence with the given probability, where 3D-VLP draws once a batch.
 - Hidden objects: they keep their places, and the token that stands for them is learned and saved; in 3D-VLP it is
-  neither. Of the objects that are hidden those count that the sentence names. There is no distance to a momentum copy.
+  neither. Of the objects that are hidden those count that the sentence names. The distance to momentum copies is no
+  part of the loss unless asked for; it compares each object with itself, where 3D-VLP compares rows of another order,
+  and the copies move once a step, not once a layer.
 - Layer norms where 3D-VLP's heads have batch norms, so that no scene sees another.
 - The weights of terms are the recipe's (`optimization.loss_weights`), not constants here.
 
@@ -59,6 +63,7 @@ from collimate.losses.masked_tokens import choose_tokens, masked_token_losses, m
 from collimate.losses.negatives import text_ids
 from collimate.processing import Tokenizer
 from collimate.training import Method
+from collimate.training.momentum import follow, momentum_copy
 from collimate_3d.graphs.base import GraphLayers
 from collimate_3d.graphs.geometry import CLUES, corners, position_clues
 from collimate_3d.scene_graph_vlp.fusion import CrossAttention, head
@@ -101,6 +106,7 @@ class SceneGraphVLP(Method):
         hide_objects: the share of objects that are hidden.
         init_logit_scale: of all three multipliers.
         max_logit_scale: which they do not exceed.
+        momentum: of the copies that hidden objects are to equal, 0.995 in 3D-VLP; None for no such term.
     """
 
     modalities = ("scene", "text", "referrals")
@@ -126,6 +132,7 @@ class SceneGraphVLP(Method):
         hide_objects: float = 0.75,
         init_logit_scale: float = 1 / 0.07,
         max_logit_scale: float = 100.0,
+        momentum: float | None = None,
     ) -> None:
         super().__init__()
         width = graph.width
@@ -162,7 +169,8 @@ class SceneGraphVLP(Method):
         self.word_logit_scale = nn.Parameter(torch.tensor(math.log(init_logit_scale)))  # the logarithm, as the others
         self.sentence_logit_scale = nn.Parameter(torch.tensor(math.log(init_logit_scale)))
         self.scene_logit_scale = nn.Parameter(torch.tensor(math.log(init_logit_scale)))
-        self.max_logit_scale = max_logit_scale
+        self.max_logit_scale, self.momentum = max_logit_scale, momentum
+        self.copies = None if momentum is None else momentum_copy(self._followed())
 
     # Encoding ---------------------------------------------------------------------------------------------
 
@@ -266,7 +274,7 @@ class SceneGraphVLP(Method):
         }
         told_class = embeddings["text_class"][scenes, sentences]
         known = referred.label >= 0
-        return {
+        terms = {
             "word": named,
             "sentence": referral_loss(
                 referred, unit["node"], scene.given, scene.labels, self.sentence_logit_scale.exp()
@@ -277,6 +285,15 @@ class SceneGraphVLP(Method):
             "masked_words": mean_of_chosen(embeddings["hidden_words"], embeddings["hidden_word_count"]),
             "masked_objects": mean_of_chosen(embeddings["hidden_objects"], embeddings["hidden_object_count"]),
         }
+        if self.copies is not None:
+            terms["hidden_features"] = mean_of_chosen(embeddings["hidden_distance"], embeddings["hidden_count"])
+        return terms
+
+    @torch.no_grad()
+    def after_optimizer_step(self) -> None:
+        super().after_optimizer_step()
+        if self.copies is not None and self.momentum is not None:
+            follow(self.copies, self._followed(), self.momentum)
 
     # Terms ------------------------------------------------------------------------------------------------
 
@@ -334,10 +351,32 @@ class SceneGraphVLP(Method):
         counted = named & hidden[:, None] & told.given[..., None] & (scene.labels >= 0)[:, None]
         row, _, place = counted.nonzero(as_tuple=True)
         losses = cross_entropy(self.object_class(read[counted]), scene.labels[row, place], reduction="none")
-        return {
+        found = {
             "hidden_objects": losses.new_zeros(len(nodes)).index_add(0, row, losses),
             "hidden_object_count": counted.sum((1, 2)),
         }
+        if self.copies is None:
+            return found
+        compared = (hidden[:, None] & told.given[..., None]).to(read.dtype)
+        distance = (read - self._seen_by_copies(scene, objects, text).view_as(read)).abs().mean(-1)
+        return found | {
+            "hidden_distance": (distance * compared).sum((1, 2)),
+            "hidden_count": compared.sum((1, 2)).long(),
+        }
+
+    @torch.no_grad()
+    def _seen_by_copies(self, scene: Scenes, objects: Float[Tensor, "B M D"], text: Encoding) -> Float[Tensor, "N M D"]:
+        """Objects that have read each sentence, by the copies, and with all objects in sight."""
+        copies: Any = self.copies
+        nodes = copies["graph"](objects, scene.boxes, scene.given, scene.related)
+        sentences = len(text.pooled) // len(nodes)
+        return copies["objects_read"](
+            nodes.repeat_interleave(sentences, 0), self.word_features(text.tokens), text.token_mask
+        )
+
+    def _followed(self) -> nn.ModuleDict:
+        """What the copies are of."""
+        return nn.ModuleDict({"graph": self.graph, "objects_read": self.objects_read})
 
 
 def mean_of_rows(rows: Float[Tensor, "B M D"], given: Bool[Tensor, "B M"]) -> Float[Tensor, "B D"]:
