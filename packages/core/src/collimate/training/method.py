@@ -54,6 +54,7 @@ class Method(LightningModule, Configurable):
         also: what else batches carry of a sample, as `collimate.data.Preparation` names it: `id`, `label`, ...
         optional: modalities that a sample may lack: batches say under `<modality>_given` which samples have them, and
             evaluation leaves the others out.
+        joint: name -> the modalities that `encode_joint` encodes together under it; evaluations take it for a modality.
         encoders: modality -> its tower.
         projections: modality -> the way from its tower into the joint space.
         max_logit_scale: what the method's own parameters `*logit_scale`, which are logarithms, do not exceed after
@@ -71,6 +72,7 @@ class Method(LightningModule, Configurable):
     views: Mapping[str, str] = MappingProxyType({})
     also: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    joint: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     encoders: nn.ModuleDict
     projections: nn.ModuleDict
     max_logit_scale: float | None = None
@@ -154,6 +156,15 @@ class Method(LightningModule, Configurable):
             inputs = processor.finish(inputs)
         return self(modality, inputs, mask)
 
+    def encode_joint(self, name: str, inputs: dict[str, Tensor]) -> Encoding:
+        """Encode several modalities together, for methods that name such in `joint`.
+
+        Args:
+            name: of `joint`.
+            inputs: each of its modalities, as its processor makes batches.
+        """
+        raise NotImplementedError
+
     def loss_terms(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """All loss terms of a batch."""
         return self._terms(self._embeddings(batch), batch)
@@ -202,9 +213,9 @@ class Method(LightningModule, Configurable):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimization.optimizer(self)
-        if self.optimization.sharpness and self.trainer.accumulate_grad_batches > 1:
+        if getattr(optimizer, "runs_twice", False) and self.trainer.accumulate_grad_batches > 1:
             raise ValueError(
-                "Sharpness-aware steps run their batch twice, and of accumulated batches only the last is at hand: set "
+                f"{type(optimizer).__name__} runs batches twice, and of accumulated ones only the last is at hand: set "
                 "trainer.accumulate_grad_batches to 1, and use the gradient cache for batches that do not fit."
             )
         scheduler = self.optimization.scheduler(

@@ -12,9 +12,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from collimate.configurable import Configurable
 from collimate.encoders import Encoder
+from collimate.training.frugal import Frugal
 from collimate.training.sharpness import SharpnessAware
+from collimate.training.sophia import Sophia
 
 Schedule = Literal["cosine", "linear", "constant", "rsqrt", "warmup_stable_decay", "cosine_cycles", "infinite"]
+
+OWN: dict[str, Any] = {"sophia": Sophia, "frugal": Frugal}
+"""Optimizers beside timm's."""
 
 TINY = 1e-3
 """The share of the peak at which an exponential decay to 0 ends."""
@@ -24,7 +29,8 @@ class Optimization(Configurable):
     """How a method is optimized. Training counts optimizer steps, never epochs.
 
     Args:
-        name: any optimizer of `timm.optim` (which includes torch's): `adamw`, `lamb`, `lion`, `muon`, `sgd`...
+        name: any optimizer of `timm.optim` (which includes torch's): `adamw`, `lamb`, `lion`, `muon`, `sgd`...; or
+            `sophia` or `frugal`, see `collimate.training.sophia` and `.frugal`.
         lr: the peak learning rate.
         weight_decay: applied to matrices only; see `parameter_groups`.
         layer_decay: r; what lies d layers below an encoder's output (`Encoder.depths`) learns at r^d times `lr`, what
@@ -85,7 +91,7 @@ class Optimization(Configurable):
         """
         from timm.optim import create_optimizer_v2, list_optimizers
 
-        if self.name not in list_optimizers():
+        if self.name not in (*OWN, *list_optimizers()):
             from difflib import get_close_matches
 
             near = get_close_matches(self.name, list_optimizers(), n=3)
@@ -96,7 +102,12 @@ class Optimization(Configurable):
         if self.eps is not None:
             options.setdefault("eps", self.eps)
         groups = parameter_groups(module, self.weight_decay, self.layer_decay, self.lr)
-        optimizer = create_optimizer_v2(groups, opt=self.name, lr=self.lr, weight_decay=self.weight_decay, **options)
+        if self.name in OWN:
+            options |= {"module": module} if self.name == "sophia" else {}
+            optimizer: Optimizer = OWN[self.name](groups, lr=self.lr, weight_decay=self.weight_decay, **options)
+        else:
+            settings = {"opt": self.name, "lr": self.lr, "weight_decay": self.weight_decay}
+            optimizer = create_optimizer_v2(groups, **settings, **options)
         return SharpnessAware(optimizer, self.sharpness, module) if self.sharpness else optimizer
 
     def scheduler(

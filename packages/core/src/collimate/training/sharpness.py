@@ -33,6 +33,8 @@ class SharpnessAware(Optimizer):
         ValueError: ρ is not positive.
     """
 
+    runs_twice = True
+
     def __init__(self, base: Optimizer, rho: float, module: nn.Module) -> None:
         if rho <= 0:
             raise ValueError(f"The distance to the worst point is above 0, not {rho:g}.")
