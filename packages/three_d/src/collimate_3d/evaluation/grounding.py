@@ -139,11 +139,9 @@ class GroundingResult(Result):
 
     def add_to(self, report: Report) -> None:
         super().add_to(report)
-        for right, kind in ((True, "good"), (False, "bad")):
-            title = "Found" if right else "Missed"
-            report.add_images(
-                self._pictures(right), f"{title}: arrows come from what the answer rests on", f"{kind} wide"
-            )
+        lines = "lines lead to what the answer rests on"
+        report.add_images(self._pictures(True), f"Found: the answer in green; {lines}", "good wide")
+        report.add_images(self._pictures(False), f"Missed: the answer in red, the target in green; {lines}", "bad wide")
 
     def _pictures(self, right: bool) -> list[tuple[Any, str]]:
         """One of each scene, those that need a relation first."""
