@@ -7,14 +7,17 @@ import pytest
 import torch
 from matplotlib.collections import LineCollection
 
+import collimate_medical
 from collimate.checkpoints import save
 from collimate.encoders import OpenClipTextEncoder
 from collimate.evaluation.report import Report
 from collimate.processing import ClipTokenizer
+from collimate.processing.image import open_image
 from collimate_medical import ECG, ECGProcessor, ECGTransformer, ImageTransformer, MoRE, XRayProcessor
-from collimate_medical.ecg_paper import GAIN, MARGIN, SPACING, SPEED, ecg_paper
+from collimate_medical.ecg_paper import GAIN, MARGIN, SPACING, SPEED, ecg_paper, show_ecg
 from collimate_medical.explain_report import explain, explain_sample, marked_spans, over_time
 from collimate_medical.explanation import explain as rollout
+from collimate_medical.reading import decode_ecg
 from collimate_medical.relevance import explain_by_relevance
 from collimate_world.patient_source import PatientSource
 
@@ -145,6 +148,50 @@ def test_the_paper_keeps_its_millimetres():
     high = trace.get_xdata()[trace.get_ydata() > trace.get_ydata().min() + GAIN / 2]
     assert np.ptp(trace.get_ydata()) == pytest.approx(GAIN)
     assert (high[0], high[-1]) == pytest.approx((MARGIN + SPEED, MARGIN + 2 * SPEED), abs=0.2)
+
+
+def test_what_was_not_recorded_is_a_gap():
+    signal = np.zeros((1, 1000), np.float32)
+    signal[0, 400:600] = np.nan
+    (trace,) = [line for line in ecg_paper(ECG(signal, 500.0, ("I",))).axes[0].lines if len(line.get_xdata()) > 6]
+    moments = (np.asarray(trace.get_xdata()) - MARGIN) / SPEED
+    missing = moments[np.isnan(np.asarray(trace.get_ydata()))]
+    assert (missing[0], missing[-1]) == pytest.approx((0.8, 1.2), abs=0.01)
+
+
+def test_an_ecg_at_a_glance(source):
+    raw = source.read(0)["ecg.npz"]
+    shown = [open_image(show_ecg(each).picture).convert("L") for each in (raw, decode_ecg(raw))]
+    assert np.array_equal(*shown)
+    width, height = shown[0].size
+    assert width == pytest.approx(height, abs=2)
+    dark = (np.asarray(shown[0]) < 60).sum()
+    bare = open_image(show_ecg(np.zeros((12, 500), np.float32)).picture).convert("L")
+    assert dark > 1.5 * (np.asarray(bare) < 60).sum()  # names and pulses alone: an array does not tell its rate
+    short = decode_ecg(raw)
+    short = ECG(short.signal[:2, :100], short.rate, short.leads[:2])
+    assert open_image(show_ecg(short).picture).size == shown[0].size
+
+
+@pytest.mark.parametrize("kind", ["ConVIRT", "GLoRIA", "MERL"])
+def test_other_methods_are_explained_by_their_own_similarity(method, source, kind):
+    torch.manual_seed(0)
+    modality = "ecg" if kind == "MERL" else "xray"
+    made = getattr(collimate_medical, kind)(
+        method.encoders[modality],
+        OpenClipTextEncoder(context_length=48, width=24, heads=3, layers=1),
+        method.processors[modality],
+        method.processors["text"],
+        embed_dim=16,
+    ).eval()
+    found = explain_sample(made, source, 0, "pleural effusion", device="cpu")
+    assert set(found.maps) == {modality}
+    assert found.maps[modality].max() > 0
+    sample = source.read(0)
+    raw = decode_ecg(sample["ecg.npz"]) if modality == "ecg" else sample["png"]
+    with torch.no_grad():
+        similarity = made.similarity(made.encode(modality, [raw]), made.encode("text", ["pleural effusion"]))
+    assert found.scores[modality] == pytest.approx(similarity.item(), abs=1e-5)
 
 
 def test_words_are_tinted_and_escaped(tmp_path):

@@ -335,7 +335,7 @@ def _seen(raw: Any, seconds: float) -> ECG:
     samples = round(seconds * ecg.rate)
     signal = known.signal[:, :samples]
     short = samples - signal.shape[1]
-    return ECG(np.pad(signal, ((0, 0), (0, short))), ecg.rate, known.leads)
+    return ECG(np.pad(signal, ((0, 0), (0, short)), constant_values=np.nan), ecg.rate, known.leads)
 
 
 def _peak(scores: Float[Tensor, "h w"], size: tuple[int, int]) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from collimate.encoding import Encoding
 from collimate.evaluation.features import encode_all
 from collimate.evaluation.modalities import Exhibit, Manner, register_evaluation
 from collimate.training import Method
+from collimate_medical.ecg_paper import show_ecg
 from collimate_medical.processing import grey_image
 from collimate_medical.prompts import FindingTexts
 
@@ -139,4 +140,4 @@ register_evaluation(
         },
     ),
 )
-register_evaluation("ecg", Manner(templates="ecg", template_sets={"ecg": ("{}", "The ecg shows {}.")}))
+register_evaluation("ecg", Manner(show=show_ecg, templates="ecg", template_sets={"ecg": ("{}", "The ecg shows {}.")}))
