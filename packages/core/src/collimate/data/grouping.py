@@ -242,9 +242,7 @@ class _DistinctGroups(Groups):
         while batches and np.minimum(counts, batches).sum() // per_batch < batches:
             batches = int(np.minimum(counts, batches).sum()) // per_batch
         if batches == 0:
-            raise ValueError(
-                f"{name} has {len(counts)} labels, too few for a batch of {per_batch} without one twice."
-            )
+            raise ValueError(f"{name} has {len(counts)} labels, too few for a batch of {per_batch} without one twice.")
         self.batches, self._epoch, self._deal = batches, -1, np.empty((0, 0), dtype=np.int64)
 
     def index(self, step: int, group: int, member: int, attempt: int = 0) -> int:
