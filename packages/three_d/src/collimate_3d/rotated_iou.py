@@ -66,14 +66,18 @@ def near_pairs(
     one: Float[Tensor, "M 7"], other: Float[Tensor, "K 7"]
 ) -> tuple[Int64[Tensor, " P"], Int64[Tensor, " P"]]:
     """The pairs whose circumscribed circles meet: all that can share anything."""
-    rows = max(1, BLOCK // max(len(other), 1))
+    rows, found = max(1, BLOCK // max(len(other), 1)), []
     with torch.no_grad():
-        found = [
-            ((part[:, None, :2] - other[:, :2]).double().square().sum(-1) <= _reaches(part[:, None], other).square())
-            for part in one.split(rows)
-        ]
-        first, second = torch.cat(found).nonzero(as_tuple=True)
-    return first, second
+        for start in range(0, len(one), rows):
+            part = one[start : start + rows, None]
+            apart = (part[..., :2] - other[:, :2]).double().square().sum(-1)
+            first, second = (apart <= _reaches(part, other).square()).nonzero(as_tuple=True)
+            found.append((first + start, second))
+    if not found:
+        none = torch.zeros(0, dtype=torch.int64, device=one.device)
+        return none, none
+    first, second = zip(*found, strict=True)
+    return torch.cat(first), torch.cat(second)
 
 
 def shared_volumes(one: Float[Tensor, "P 7"], other: Float[Tensor, "P 7"]) -> Float[Tensor, " P"]:
