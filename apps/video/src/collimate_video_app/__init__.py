@@ -14,6 +14,9 @@ APP = App(
         "import-msrvtt": Verb("collimate_video.importing:import_msrvtt", "the table of MSR-VTT, with the split 1k-A"),
         "import-didemo": Verb("collimate_video.importing:import_didemo", "the table of DiDeMo, a paragraph a video"),
         "import-msvd": Verb("collimate_video.importing:import_msvd", "the table of MSVD"),
+        "import-video-qa": Verb(
+            "collimate_video.importing:import_video_qa", "the tables of MSRVTT-QA and MSVD-QA, a row a question"
+        ),
         "mean-of-frames": Verb(
             "collimate_video_app.commands:mean_of_frames", "make a video model of an image-text model: the yardstick"
         ),

@@ -1,6 +1,6 @@
 """Video methods: ALPRO, VATT with gradient harmonization, multigrid schedules."""
 
-from collimate_video.alpro import ALPRO, EntityPrompter, Prompter
+from collimate_video.alpro import ALPRO, ALPROAnswers, EntityPrompter, Prompter
 from collimate_video.augmentation import ClipRandAugment, DenseClips, VideoAugmentation
 from collimate_video.frame_encoder import FrameEncoder
 from collimate_video.mean_of_frames import MeanOfFrames
@@ -24,6 +24,7 @@ from collimate_video.vatt import (
 __all__ = [
     "ALPRO",
     "VATT",
+    "ALPROAnswers",
     "Candidates",
     "ClipRandAugment",
     "DecodedVideo",

@@ -25,6 +25,7 @@ class Described(NamedTuple):
     id: str
     captions: list[str]
     split: str
+    labels: tuple[str, ...] = ()
 
 
 def import_msrvtt(videos: str, annotations: str, test: str, output: str, train: str | None = None) -> None:
@@ -98,6 +99,44 @@ def import_msvd(videos: str, annotations: str, output: str) -> None:
     _write(found, videos, output, "MSVD")
 
 
+def import_video_qa(
+    videos: str, annotations: str, output: str, answers: int = 1500, mapping: str | None = None
+) -> None:
+    """Write the table of MSRVTT-QA or MSVD-QA, a row a question, and the most frequent answers beside it.
+
+    Questions with another answer are left out, of tests too, where the published accuracy counts them as wrong: what is
+    printed says by which share to multiply.
+
+    Args:
+        videos: the folder of the videos, named `video7` or `vid7` by their number, or one above it.
+        annotations: the folder of `train_qa.json`, `val_qa.json` and `test_qa.json`.
+        output: the table, a .jsonl file; `answers.txt` is written beside it, the most frequent first.
+        answers: so many of the training split's, the most frequent ones: 1500 for MSRVTT-QA, 2423 for MSVD-QA.
+        mapping: MSVD's `youtube_mapping.txt`, lines of a file's name and its `vid7`, where videos have their old names.
+
+    Raises:
+        FileNotFoundError: a file, or every video, is missing.
+        ValueError: a file is not of that form, or output is no .jsonl file.
+    """
+    pairs = [line.split() for line in _lines(Path(mapping))] if mapping else []
+    old = {number: name for name, number in pairs}
+    files = _files(videos)
+    asked = {split: _questions(Path(annotations) / f"{split}_qa.json") for split in ("train", "val", "test")}
+    known = [name for name, _ in Counter(each["answer"] for each in asked["train"]).most_common(answers)]
+    found, shares = [], []
+    for split, questions in asked.items():
+        kept = [each for each in questions if each["answer"] in set(known)]
+        shares.append(f"{len(kept) / max(1, len(questions)):.4f} of {split}")
+        for each in kept:
+            names = [f"video{each['video_id']}", f"vid{each['video_id']}"]
+            name = next((name for name in (*names, *(old.get(name, "") for name in names)) if name in files), names[0])
+            found.append(Described(name, [f"{each['question'].rstrip('?')}?"], split, (each["answer"],)))
+    _write(found, videos, output, "Video questions")
+    listed = Path(output).with_name("answers.txt")
+    write_atomically(listed, "".join(f"{name}\n" for name in known).encode())
+    say(f"Answers: {listed}, {len(known)} of them, which answer {', '.join(shares)}.")
+
+
 # Files ----------------------------------------------------------------------------------------------------------
 
 
@@ -120,6 +159,18 @@ def _csv(path: str, columns: Iterable[str]) -> list[dict[str, str]]:
         return list(rows)
 
 
+def _questions(path: Path) -> list[Mapping[str, Any]]:
+    found = list(_json(path))
+    for number, each in enumerate(found):
+        if missing := [key for key in ("question", "answer", "video_id") if key not in each]:
+            raise ValueError(f"{path}: annotation {number} has no {missing[0]!r}: it is none of MSRVTT-QA or MSVD-QA.")
+    return found
+
+
+def _files(videos: str) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(Path(videos).rglob("*")) if path.suffix[1:].lower() in VIDEOS}
+
+
 def _lines(path: Path) -> list[str]:
     return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
@@ -129,7 +180,7 @@ def _write(found: list[Described], videos: str, output: str, what: str) -> None:
     table = Path(output)
     if table.suffix != ".jsonl":
         raise ValueError(f"The table is a .jsonl file, not {output!r}.")
-    files = {path.stem: path for path in sorted(Path(videos).rglob("*")) if path.suffix[1:].lower() in VIDEOS}
+    files = _files(videos)
     here = [each for each in found if each.id in files]
     if not here:
         raise FileNotFoundError(f"None of the {len(found)} videos that {what} lists is in {videos}. Is it unpacked?")
@@ -137,6 +188,7 @@ def _write(found: list[Described], videos: str, output: str, what: str) -> None:
     for each in here:
         file = Path(os.path.relpath(files[each.id], table.parent)).as_posix()
         row = {"file": file, "captions": each.captions, "split": each.split, "id": each.id}
+        row |= {"labels": each.labels} if each.labels else {}
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     write_atomically(table, "".join(lines).encode())
     counts = ", ".join(f"{number} {split}" for split, number in Counter(each.split for each in here).items())

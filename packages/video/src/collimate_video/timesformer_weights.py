@@ -70,7 +70,7 @@ def fill_timesformer(encoder: nn.Module, source: str) -> None:
         for ours, theirs in COPIED.items():
             if ours in name and (image := name.replace(ours, theirs)) in found:
                 found.setdefault(name, found[image])
-    _resize(found, own)
+    resize_tables(found, own)
     absent = [name for name in own if name not in found and name != "time_embed" and ".temporal_fc." not in name]
     if wrong := [*absent, *(name for name in found if name not in own or own[name].shape != found[name].shape)]:
         raise CheckpointError(
@@ -80,13 +80,20 @@ def fill_timesformer(encoder: nn.Module, source: str) -> None:
     encoder.load_state_dict({**own, **found})
 
 
-def _resize(found: dict[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Bring the positions to the encoder's sizes; in place."""
-    if "pos_embed" in found:
-        side = round((own["pos_embed"].shape[1] - 1) ** 0.5)
-        found["pos_embed"] = resized_positions(found["pos_embed"], (side, side), "bicubic")
-    if "time_embed" in found:
-        found["time_embed"] = resized_times(found["time_embed"], own["time_embed"].shape[1])
+def resize_tables(found: dict[str, Tensor], own: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Bring the positions of places and of frames to the sizes of an encoder; in place.
+
+    Args:
+        found: weights, in which the tables may lack.
+        own: the encoder's.
+        prefix: of its names in both.
+    """
+    places, times = f"{prefix}pos_embed", f"{prefix}time_embed"
+    if places in found and places in own:
+        side = round((own[places].shape[1] - 1) ** 0.5)
+        found[places] = resized_positions(found[places], (side, side), "bicubic")
+    if times in found and times in own:
+        found[times] = resized_times(found[times], own[times].shape[1])
 
 
 def _named(weights: Mapping[str, Tensor], prefix: str | None) -> dict[str, Tensor]:

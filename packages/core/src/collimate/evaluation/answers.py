@@ -94,10 +94,8 @@ def answer(
     model.labels.check_source(source)
     labelled = bool(set(LABELS) & source.peek(0, LABELS).keys())
     also = ["labels"] if labelled else []
-    features = extract(
-        model, source, list(model.modalities), also, False, batch_size, num_workers, device, precision, limit
-    )
-    pooled = features.encodings[model.modalities[0]].pooled
+    features = extract(model, source, [model.judged], also, False, batch_size, num_workers, device, precision, limit)
+    pooled = features.encodings[model.judged].pooled
     with torch.inference_mode():
         probabilities = model.cpu().probabilities(Encoding(pooled))
     targets = torch.stack([model.labels(each) for each in features.extras["labels"]]) if labelled else None

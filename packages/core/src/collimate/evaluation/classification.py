@@ -42,7 +42,8 @@ class ClassificationResult(Result):
         super().add_to(report)
         matrix = confusion(self.scores, self.labels)
         report.add_figure(figures.confusion(matrix, self.names), "True class (rows) and best class (columns).")
-        vectors = self.features.encodings[self.modality].pooled
+        (encoding,) = self.features.encodings.values()  # of the modality, or of one that is encoded jointly with it
+        vectors = encoding.pooled
         caption = "The samples' vectors on their first two principal components; colours are classes."
         report.add_figure(figures.embedding_map(vectors, self.labels, self.names), caption)
         report.add_examples(*self.examples())

@@ -93,7 +93,7 @@ def extract(
         options = (batch_size, num_workers, device, precision)
         return _extract_windows(model, source, modalities, also, tokens, windows, limit, *options)
     processors = processors_of(model, modalities)
-    optional = [name for name in modalities if name in getattr(model, "optional", ())]
+    optional = [name for name in processors if name in getattr(model, "optional", ())]
     loader = EvalLoader(source, processors, batch_size, num_workers, also, limit=limit, optional=optional)
     where = place(model, device)
     parts: list[dict[str, Encoding]] = []
@@ -179,9 +179,7 @@ def stream(
             valid = batch["valid"]
             # Entered anew for each batch: a context that stayed open over a yield would rule the caller too.
             with torch.inference_mode(), autocast(device, precision):
-                encodings = {
-                    name: _kept(encode(model, name, batch[name].to(device)), valid, tokens) for name in modalities
-                }
+                encodings = {name: _kept(encode_rows(model, name, batch, device), valid, tokens) for name in modalities}
             real = valid.tolist()
             yield (
                 encodings,
@@ -260,6 +258,13 @@ def encode(model: Model, modality: str, batch: Tensor) -> Encoding:
     return model.encode(modality, batch) if isinstance(model, Method) else model.encode(batch)
 
 
+def encode_rows(model: Model, modality: str, batch: Batch, device: torch.device) -> Encoding:
+    """A modality of a batch, or several that the method encodes together."""
+    if modality in (joint := getattr(model, "joint", {})):
+        return model.encode_joint(modality, {name: batch[name].to(device) for name in joint[modality]})  # type: ignore[union-attr]
+    return encode(model, modality, batch[modality].to(device))
+
+
 def encoder_of(model: Model, modality: str) -> Encoder:
     """The unprojected encoder of a modality, with its processor.
 
@@ -277,11 +282,13 @@ def encoder_of(model: Model, modality: str) -> Encoder:
 
 
 def processors_of(model: Model, modalities: Iterable[str]) -> dict[str, Any]:
-    """The raw-to-tensor step of each modality.
+    """The raw-to-tensor step of each modality, and of each part of those that are encoded together.
 
     Raises:
         ValueError: the model has none.
     """
+    joint = getattr(model, "joint", {})
+    modalities = dict.fromkeys(part for name in modalities for part in joint.get(name, (name,)))
     found = model.processors if isinstance(model, Method) else dict.fromkeys(modalities, model.processor)
     for modality in modalities:
         if found.get(modality) is None:

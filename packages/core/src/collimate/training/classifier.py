@@ -92,6 +92,11 @@ class Classifier(Method):
         return nn.Sequential(nn.Dropout(dropout), nn.Linear(width, len(labels)))
 
     @property
+    def judged(self) -> str:
+        """What answers are read off: the modality, or the name of a joint one."""
+        return self.modalities[0]
+
+    @property
     def labels(self) -> ClassLabels:
         """What the outputs stand for."""
         return self.processors["labels"]  # type: ignore[return-value]

@@ -20,8 +20,9 @@ takes the place on one machine; a batch in which no token is hidden costs 0, whe
 step instead of before the next.
 """
 
+from collimate_video.alpro.answering import ALPROAnswers
 from collimate_video.alpro.entities import EntityPrompter
 from collimate_video.alpro.method import ALPRO
 from collimate_video.alpro.prompter import Prompter
 
-__all__ = ["ALPRO", "EntityPrompter", "Prompter"]
+__all__ = ["ALPRO", "ALPROAnswers", "EntityPrompter", "Prompter"]

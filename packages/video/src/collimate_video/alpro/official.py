@@ -19,7 +19,7 @@ from collimate.processing import HuggingFaceTokenizer, ImageProcessor, Processor
 from collimate.training import Method
 from collimate_video.processor import VideoProcessor
 from collimate_video.timesformer import TimeSformer
-from collimate_video.timesformer_weights import HEAD_WIDTH, official_settings, official_weights
+from collimate_video.timesformer_weights import HEAD_WIDTH, official_settings, official_weights, resize_tables
 
 NAMES = (
     Rename("visual_encoder.model.", "encoders.video."),
@@ -27,6 +27,7 @@ NAMES = (
     Rename("vision_proj.", "projections.video.linear."),
     Rename("text_proj.", "projections.text.linear."),
     Rename("itm_head.", "itm_head."),
+    Rename("classifier.", "head."),  # of models that answer questions
     Rename("temp", "temp"),
 )
 VIDEO, BERT = "visual_encoder.model.", "text_encoder."
@@ -136,7 +137,8 @@ def fill(
 ) -> None:
     """Give an ALPRO the weights of another, or a prompter those of another.
 
-    A token head, and what tells entities, may be absent, or is left out where the method has none.
+    A token head, and what tells entities, may be absent, or is left out where the method has none. Positions of another
+    number of places or frames are resized to the method's.
 
     Args:
         method: an ALPRO or a prompter.
@@ -147,12 +149,11 @@ def fill(
         CheckpointError: other weights are missing or too many, or of another shape.
     """
     what = "the weights" if isinstance(source, Mapping) else source
-    if isinstance(source, str):
-        folder = Path(source)
-        source = read_safetensors(folder / WEIGHTS) if folder.is_dir() else named(read_state_dict(source))
+    source = _weights(source, named) if isinstance(source, str) else source
     own = method.state_dict()
     weights = {name: value for name, value in source.items() if name in own or not name.startswith(OPTIONAL)}
     weights = {name: value for name, value in own.items() if name.startswith(OPTIONAL)} | weights
+    resize_tables(weights, own, "encoders.video.")
     wrong = [*(own.keys() ^ weights.keys()), *(n for n in own.keys() & weights if own[n].shape != weights[n].shape)]
     if wrong:
         raise CheckpointError(
@@ -160,6 +161,30 @@ def fill(
             f"{', '.join(sorted(wrong)[:4])} ({len(wrong)} in all)."
         )
     method.load_state_dict(weights)
+
+
+def towers_of(source: str, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The towers of what was pre-trained or fine-tuned, and its head of answers; that of `own` where it has none.
+
+    Args:
+        source: a released file, or a folder that `save` wrote.
+        own: the weights of the method that is to be filled.
+
+    Raises:
+        CheckpointError: there are other weights.
+    """
+    found = _weights(source, named)
+    found = {
+        name: value
+        for name, value in found.items()
+        if name.startswith(("encoders.", "head.")) and not name.startswith(TOKEN_HEAD.removesuffix("predictions."))
+    }
+    return {name: value for name, value in own.items() if name.startswith("head.")} | found
+
+
+def _weights(source: str, named: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]) -> dict[str, Tensor]:
+    folder = Path(source)
+    return read_safetensors(folder / WEIGHTS) if folder.is_dir() else named(read_state_dict(source))
 
 
 def _read(checkpoint: str | PathLike[str] | Mapping[str, Tensor]) -> dict[str, Tensor]:
