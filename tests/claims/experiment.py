@@ -26,6 +26,7 @@ from lightning.pytorch import Trainer, seed_everything
 from scipy import stats
 
 from collimate.data import CaptionChoice, DataModule, Source
+from collimate.data.plan import BatchSchedule
 from collimate.encoders import OpenClipTextEncoder, TimmImageEncoder
 from collimate.processing import ClipTokenizer, ImageProcessor
 from collimate.training import Method, Optimization
@@ -99,17 +100,20 @@ def train(
     build: Callable[[], Method],
     source: Source,
     seed: int,
-    steps: int,
+    steps: int | None,
     batch_size: int = 128,
     lr: float = 5e-3,
     captions: dict[str, CaptionChoice] | None = None,
+    augmentations: dict[str, Any] | None = None,
+    schedule: BatchSchedule | None = None,
     **optimization: Any,
 ) -> Method:
     """A method trained from random weights on a source, by the project's own loop; in evaluation mode.
 
     Args:
         build: makes the method; called after seeding, so that arms of equal towers start from equal weights.
-        captions: as `DataModule`'s.
+        steps: None for the length of the schedule.
+        captions, augmentations, schedule: as `DataModule`'s.
         optimization: further arguments of `Optimization`.
     """
     seed_everything(seed, verbose=False)
@@ -117,9 +121,17 @@ def train(
     method.optimization = Optimization(
         **{"lr": lr, "weight_decay": 0.05, "warmup": 0.05, "options": {"fused": True}, **optimization}
     )
-    data = DataModule(source, batch_size=batch_size, seed=seed, augmentations={}, captions=captions)
+    data = DataModule(
+        source,
+        batch_size=batch_size,
+        seed=seed,
+        augmentations=augmentations or {},
+        captions=captions,
+        schedule=schedule,
+    )
     trainer = Trainer(
-        max_steps=steps,
+        max_steps=steps or -1,
+        max_epochs=None if steps else 1,
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
