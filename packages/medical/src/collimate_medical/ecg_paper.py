@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from collimate.data.decoding import decode
 from collimate.evaluation.modalities import Exhibit
 from collimate_medical.dicom_waveforms import read_dicom_ecg
 from collimate_medical.ecg import ECG, filled, resampled, with_leads
 from collimate_medical.reading import read_ecg
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SPEED, GAIN = 25.0, 10.0  # mm a second, mm a millivolt
 SPACING, MARGIN = 15.0, 20.0  # mm between two leads; in front of them, for names and the pulse
@@ -46,6 +45,10 @@ def ecg_paper(
             last as long as what is drawn; the largest is shaded most.
         spans: seconds from and to, between which a line is drawn above the leads.
     """
+    from matplotlib.collections import LineCollection
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
     signal, seconds = _to_draw(ecg)
     width, height = MARGIN + SPEED * seconds, SPACING * (len(signal) + 1)
     figure = Figure(figsize=(width * _MM, height * _MM))
@@ -79,6 +82,8 @@ def show_ecg(raw: Any) -> Exhibit:
     Args:
         raw: what a sample holds, decoded or not. An array, which does not tell its rate, is bare paper.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     if isinstance(raw, bytes):
         raw = read_dicom_ecg(raw) if raw[128:132] == b"DICM" else decode("ecg.npz" if raw[:2] == b"PK" else "npy", raw)
     known = not isinstance(raw, np.ndarray)
