@@ -22,7 +22,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from collimate.data import EvalLoader, Source
-from collimate.encoders import Encoder
 from collimate.evaluation.features import Precision, autocast, evaluating, place, progress, settings_of
 from collimate.evaluation.probes import LinearProbe
 from collimate.evaluation.result import Result
@@ -172,6 +171,6 @@ def _turned_features(
     return torch.cat(features), rotation_class(torch.tensor(angles), classes, largest)
 
 
-def _backbone(method: Method) -> VoxelEncoder:
-    encoder: Encoder = method.encoders["lidar"]  # type: ignore[assignment]
+def _backbone(method: Method) -> Any:
+    encoder = method.encoders["lidar"]
     return getattr(encoder, "lift", encoder)
