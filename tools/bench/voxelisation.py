@@ -4,8 +4,8 @@
     uv run --with spconv python -m tools.bench.voxelisation
 
 Sweeps of 120 000 points on KITTI's range. "unique" is the short form in torch, `unique(dim=0)` of coordinates; it keeps
-no limits. spconv's `PointToVoxel` keeps limits, and pads. Results are held against each other first; the means of voxels
-are computed in all cases. Time: medians of interleaved calls in one process, one thread.
+no limits. spconv's `PointToVoxel` keeps limits, and pads. Results are held against each other first; all contenders
+compute the means of voxels. Time: medians of interleaved calls in one process, one thread.
 """
 
 from __future__ import annotations

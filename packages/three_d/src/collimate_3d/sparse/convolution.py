@@ -225,7 +225,7 @@ class _Convolution(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             to_features = _summed(gradient, kernels.mT, rules.reversed(), len(features))
         if ctx.needs_input_grad[1]:
-            wide = torch.empty(kernels.shape, dtype=_wide(kernels.dtype), device=kernels.device)
+            wide = torch.zeros(kernels.shape, dtype=_wide(kernels.dtype), device=kernels.device)
             for place, source, target in _places(rules):
                 torch.mm(
                     _rows(features, source).mT.to(wide.dtype), _rows(gradient, target).to(wide.dtype), out=wide[place]
@@ -247,9 +247,13 @@ def _summed(features: Tensor, kernels: Float[Tensor, "K C D"], rules: Rulebook, 
 
 
 def _places(rules: Rulebook) -> list[tuple[int, Tensor | None, Tensor | None]]:
-    """Each place with its sources and targets; None where every site meets itself."""
+    """Each place that has pairs, with its sources and targets; None where every site meets itself."""
     pairs = zip(rules.sources.split(rules.counts), rules.targets.split(rules.counts), strict=True)
-    return [(k, None, None) if k == rules.same else (k, source, target) for k, (source, target) in enumerate(pairs)]
+    return [
+        (place, None, None) if place == rules.same else (place, source, target)
+        for place, (source, target) in enumerate(pairs)
+        if rules.counts[place]
+    ]
 
 
 def _rows(features: Tensor, index: Tensor | None) -> Tensor:
