@@ -16,6 +16,7 @@ from collimate.losses import (
     balanced_assignments,
     clip_loss,
     cross_correlation_loss,
+    cwcl_loss,
     info_nce,
     predictive_loss,
     similarity_weighted_loss,
@@ -269,6 +270,22 @@ def test_subspaces_are_of_unit_length():
     torch.testing.assert_close(found.norm(dim=-1), torch.ones(5, 3))
 
 
+# Targets of a frozen encoder --------------------------------------------------------------------------------------
+
+
+def sharpened(first, second, scale):
+    return cwcl_loss(first, second, scale, target_temperature=0.2)
+
+
+def test_targets_of_a_frozen_encoder_may_be_sharper(small_tiles):
+    frozen, trained = draw(7, WIDTH, dtype=torch.float64), draw(7, WIDTH, seed=1, dtype=torch.float64)
+    logits, weights = 9 * oracles.cosines(frozen, trained), (oracles.cosines(frozen, frozen) / 0.2).softmax(1)
+    expected = oracles.softmax_losses(logits, weights).mean() + oracles.softmax_losses(logits.T).mean()
+    torch.testing.assert_close(cwcl_loss(frozen, trained, 9.0, target_temperature=0.2), expected)
+    with pytest.raises(ValueError, match="one teacher embedding"):
+        cwcl_loss(frozen, trained, 9.0, teacher=draw(7, 2, WIDTH), target_temperature=0.2)
+
+
 # Across ranks ---------------------------------------------------------------------------------------------------
 
 
@@ -298,6 +315,7 @@ PAIRS = {"first": draw(BATCH, WIDTH), "second": draw(BATCH, WIDTH, seed=1) + dra
 LABELS = {"labels": torch.arange(BATCH) % 3}
 CASES = {
     smoothed: PAIRS,
+    sharpened: PAIRS,
     soft_labels: PAIRS | {"embeddings": draw(BATCH, 3, seed=2)},
     star: PAIRS | LABELS,
     star_released: PAIRS | LABELS,

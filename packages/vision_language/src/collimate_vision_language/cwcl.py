@@ -50,6 +50,7 @@ class CWCL(Method):
         frozen: whose tower is frozen.
         init_logit_scale: s at the start.
         max_logit_scale: s is held between 1 and this.
+        target_temperature: of weights that are less flat than the published ones; see `cwcl_loss`. None for those.
 
     Raises:
         ValueError: the tower that is to be frozen is not, or is projected.
@@ -69,6 +70,7 @@ class CWCL(Method):
         frozen: Literal["image", "text"] = "image",
         init_logit_scale: float = 1 / 0.07,
         max_logit_scale: float = 100.0,
+        target_temperature: float | None = None,
     ) -> None:
         super().__init__()
         self.processors = {"image": image_processor, "text": tokenizer}
@@ -78,6 +80,9 @@ class CWCL(Method):
         self.frozen, self.trained = frozen, "text" if frozen == "image" else "image"
         self.logit_scale = nn.Parameter(torch.tensor(math.log(init_logit_scale)))  # t, the logarithm
         self.max_logit_scale = max_logit_scale
+        self.target_temperature = target_temperature
 
     def losses(self, embeddings: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
-        return {"cwcl": cwcl_loss(embeddings[self.frozen], embeddings[self.trained], self.logit_scale.exp())}
+        frozen, trained = embeddings[self.frozen], embeddings[self.trained]
+        scale = self.logit_scale.exp()
+        return {"cwcl": cwcl_loss(frozen, trained, scale, target_temperature=self.target_temperature)}
