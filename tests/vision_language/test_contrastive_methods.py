@@ -100,6 +100,13 @@ def method(request):
     return METHODS[request.param]().train()
 
 
+@pytest.fixture(params=["one view", "amcl", "cwcl", "rocket momentum"])
+def some(request):
+    """Of each way to embed a batch, one."""
+    torch.manual_seed(0)
+    return METHODS[request.param]().train()
+
+
 def test_a_step_reaches_every_trainable_parameter(method, views):
     """Each gets a gradient, as DDP asks for, and what follows moves too."""
     before = {name: value.detach().clone() for name, value in method.named_parameters()}
@@ -116,26 +123,26 @@ def test_a_step_reaches_every_trainable_parameter(method, views):
             assert torch.equal(value, before[name]), name
 
 
-def test_chunks_change_nothing(method, views):
-    full = method.eval().loss_terms  # batch norms as they are, dropout off
-    method.gradient_cache = None
+def test_chunks_change_nothing(some, views):
+    full = some.eval().loss_terms  # batch norms as they are, dropout off
+    some.gradient_cache = None
 
     def cached():
-        method.gradient_cache = 4
+        some.gradient_cache = 4
         try:
-            return method.total_loss(full(views))
+            return some.total_loss(full(views))
         finally:
-            method.gradient_cache = None
+            some.gradient_cache = None
 
-    parameters = {name: value for name, value in method.named_parameters() if value.requires_grad}
-    assert_cached_equals_full(lambda: method.total_loss(full(views)), cached, parameters, tolerance=1e-4)
+    parameters = {name: value for name, value in some.named_parameters() if value.requires_grad}
+    assert_cached_equals_full(lambda: some.total_loss(full(views)), cached, parameters, tolerance=1e-4)
 
 
-def test_a_saved_method_is_the_same(method, views, tmp_path):
-    save(method.eval(), tmp_path / "model")
+def test_a_saved_method_is_the_same(some, views, tmp_path):
+    save(some.eval(), tmp_path / "model")
     again = collimate.load(tmp_path / "model")
-    assert again.config() == method.config()
-    expected, found = (each.eval().loss_terms(views) for each in (method, again))
+    assert again.config() == some.config()
+    expected, found = (each.eval().loss_terms(views) for each in (some, again))
     torch.testing.assert_close(found, expected)
 
 
