@@ -29,12 +29,18 @@ from torch import Tensor, nn
 
 from collimate.encoders import Encoder, MLPProjection, Projection, projections_for
 from collimate.encoders.adapted import require_frozen
+from collimate.losses.composition import composed
 from collimate.losses.negatives import text_ids
 from collimate.processing import Processor
 from collimate.training import Method
 from collimate_audio.contrasts import Contrast, PairContrast
 
 
+@composed(
+    similarity="cosine",
+    targets="own pair, or how near a frozen tower finds them, as `contrast` says",
+    negatives="all others of all ranks",
+)
 class CLAP(Method):
     """An audio and a text tower that find each other's samples in a batch.
 

@@ -24,6 +24,7 @@ from collimate.data.captions import CaptionChoice
 from collimate.distributed import Group
 from collimate.encoders import Encoder, MLPProjection
 from collimate.losses import symmetric_info_nce_losses
+from collimate.losses.composition import composed
 from collimate.losses.softmax import global_mean
 from collimate.processing import Processor
 from collimate.training import Method
@@ -60,6 +61,12 @@ def convirt_loss(
     return image_share * by_image + (1 - image_share) * by_text
 
 
+@composed(
+    similarity="cosine",
+    targets="own pair",
+    weights="of the two directions, λ and 1 - λ",
+    negatives="all others of all ranks",
+)
 class ConVIRT(Method):
     """Two towers and, on each, two layers with a ReLU between.
 

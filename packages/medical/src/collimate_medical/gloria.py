@@ -33,6 +33,7 @@ from collimate.distributed import Group
 from collimate.encoders import Encoder, LinearProjection
 from collimate.encoding import Encoding
 from collimate.losses import clip_loss, symmetric_info_nce_of_scores
+from collimate.losses.composition import composed
 from collimate.processing import Processor
 from collimate.training import Method
 
@@ -86,6 +87,11 @@ def gloria_losses(
     return GloriaLosses(2 * local, 2 * clip_loss(image, text, temperatures.pairs, group=group))
 
 
+@composed(
+    similarity="cosine; of words with the regions that they attend to",
+    targets="own pair",
+    negatives="all others of all ranks",
+)
 class GLoRIA(Method):
     """Two towers that give tokens, each with a matrix for its vector and one for its tokens.
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from collimate.distributed import Group
 from collimate.encoders import Encoder, MLPProjection
 from collimate.losses import clip_loss
+from collimate.losses.composition import composed
 from collimate.processing import Processor
 from collimate.training import Method
 
@@ -76,6 +77,11 @@ class DropoutViews(nn.Module):
         return self.dropout(self.linear1(pooled)), self.dropout(self.linear2(pooled))
 
 
+@composed(
+    similarity="cosine",
+    targets="own report; own view under other dropout",
+    negatives="all others of all ranks",
+)
 class MERL(Method):
     """An ECG tower that learns from reports.
 

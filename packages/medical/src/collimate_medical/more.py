@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from collimate.encoders import Encoder, Projection
 from collimate.encoding import Encoding
+from collimate.losses.composition import composed
 from collimate.losses.negatives import text_ids
 from collimate.processing import Processor
 from collimate.training import Method
@@ -74,6 +75,12 @@ class NormedProjection(Projection):
         return self.layers(vectors)
 
 
+@composed(
+    similarity="cosine",
+    targets="own report, for each of X-ray and ECG",
+    weights="terms by what is given",
+    negatives="those of other patients and texts of all ranks",
+)
 class MoRE(Method):
     """Three towers; reports find X-rays and ECGs, and those find reports.
 

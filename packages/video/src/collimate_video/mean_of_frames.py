@@ -29,12 +29,18 @@ from collimate.checkpoints.two_towers import ImageTextMethod, TwoTowers
 from collimate.encoders import Encoder, Projection, projections_for
 from collimate.encoding import Encoding
 from collimate.losses import clip_loss
+from collimate.losses.composition import composed
 from collimate.processing import ImageProcessor, Processor
 from collimate.training import Method
 from collimate_video.processor import VideoProcessor
 from collimate_video.sampling import SegmentCentres
 
 
+@composed(
+    similarity="cosine with the mean of frames",
+    targets="own pair",
+    negatives="all others of all ranks",
+)
 class MeanOfFrames(Method):
     """An image and a text tower, of which the first sees every frame of a clip on its own.
 

@@ -15,6 +15,7 @@ from collimate.distributed import LOCAL
 from collimate.encoders import Bert, Encoder, LinearProjection, projections_for
 from collimate.encoding import Encoding
 from collimate.losses import clip_loss
+from collimate.losses.composition import composed
 from collimate.losses.masked_tokens import (
     MaskedTokens,
     choose_tokens,
@@ -34,6 +35,11 @@ from collimate_video.timesformer import pooled_over_time
 MODALITIES = ("video", "text")
 
 
+@composed(
+    similarity="cosine; a head on fused tokens",
+    targets="own pair",
+    negatives="all others of all ranks; one hard one of the rank, fused",
+)
 class ALPRO(Method):
     """A video tower and a BERT whose upper layers read the tokens of both.
 

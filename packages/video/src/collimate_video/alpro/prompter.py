@@ -13,11 +13,17 @@ from torch import Tensor, nn
 from collimate.encoders import Bert, Encoder, LinearProjection, projections_for
 from collimate.encoding import Encoding
 from collimate.losses import clip_loss
+from collimate.losses.composition import composed
 from collimate.processing import Processor, Tokenizer
 from collimate.training import Method
 from collimate_video.alpro.official import fill, named_prompter, read_prompter
 
 
+@composed(
+    similarity="cosine",
+    targets="own pair",
+    negatives="all others of all ranks",
+)
 class Prompter(Method):
     """The stage before ALPRO: VTC, see `collimate_video.alpro`, on the same data by the same schedule.
 

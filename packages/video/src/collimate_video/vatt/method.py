@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from collimate.encoders import Encoder
 from collimate.encoding import Encoding
 from collimate.losses import mil_nce_loss, symmetric_mil_nce_loss
+from collimate.losses.composition import composed
 from collimate.processing import Processor, Tokenizer
 from collimate.training import Method
 from collimate_video.vatt.candidates import Candidates
@@ -20,6 +21,11 @@ from collimate_video.vatt.waveform import Waveform
 Contrast = Literal["once", "twice", "symmetric"]
 
 
+@composed(
+    similarity="cosine, in a space for each pair of modalities",
+    targets="own sound; any of several texts",
+    negatives="all others of all ranks",
+)
 class VATT(Method):
     """Three towers, whose videos find their sounds and their texts in a batch.
 

@@ -51,6 +51,7 @@ from collimate.data import RegionChoice
 from collimate.encoders import Encoder, LinearProjection, MLPProjection, Projection, projections_for
 from collimate.encoding import Encoding
 from collimate.losses import clip_loss, region_losses
+from collimate.losses.composition import composed
 from collimate.losses.regions import SIMILAR, kept_share, share_with_regions
 from collimate.processing import Processor
 from collimate.training import Method
@@ -58,6 +59,11 @@ from collimate.training.gradient_cache import embed_in_chunks
 from collimate_vision_language.cloc.prompters import AttentionPrompter, Prompter
 
 
+@composed(
+    similarity="cosine; of prompted regions with phrases",
+    targets="own pair; own phrase",
+    negatives="all others of all ranks; phrases that are not alike",
+)
 class CLOC(Method):
     """CLIP's two towers, and a prompter by which a picture's regions have vectors of their own.
 
