@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from collimate.data import Preparation, open_source
+from collimate.data.commands import write_shards
 from collimate.data.decoding import Undecodable
 from collimate.data.referrals import NamedWord, Referral
 from collimate.processing import ClipTokenizer
-from collimate_3d.language import WordTokenizer, count_words
+from collimate_3d.language import GRUTextEncoder, WordTokenizer, count_words, fill_word_vectors
 from collimate_3d.scenes import (
     DrawnReferrals,
     ReferralProcessor,
@@ -171,3 +173,37 @@ def test_words_of_any_script_and_of_none(tmp_path):
         WordTokenizer(["A"])
     with pytest.raises(FileNotFoundError, match="vocabulary"):
         WordTokenizer(str(tmp_path / "none.txt"))
+
+
+def test_published_word_vectors_are_taken(tmp_path):
+    tokenizer = WordTokenizer(["ball", "left", "椅子"], 8)
+    encoder = GRUTextEncoder(tokenizer.vocab_size, 3, 8)
+    before = encoder.word_embeddings.weight.detach().clone()
+    path = tmp_path / "glove.txt"
+    path.write_text("the 1 1 1\nball 0.5 -1 2\n椅子 1 2 3\n", encoding="utf-8")
+    assert fill_word_vectors(encoder, tokenizer, path) == 2
+    after = encoder.word_embeddings.weight
+    assert after[tokenizer("ball")[0]].tolist() == [0.5, -1, 2]
+    assert torch.equal(after[tokenizer("left")[0]], before[tokenizer("left")[0]])
+    path.write_text("ball 1 2\n")
+    with pytest.raises(ValueError, match="2 numbers"):
+        fill_word_vectors(encoder, tokenizer, path)
+    path.write_text("dog 1 2 3\n")
+    with pytest.raises(ValueError, match="none of the 3 words"):
+        fill_word_vectors(encoder, tokenizer, path)
+
+
+# As files ---------------------------------------------------------------------------------------------------------
+
+
+def test_scenes_are_written_as_shards_and_read_again(tmp_path):
+    source = rooms(length=5)
+    write_shards(source, str(tmp_path), {"input": "rooms"}, shuffle=False)
+    shards = open_source(str(tmp_path))
+    assert len(shards) == 5
+    scenes, told = SceneProcessor(ROOM_CLASSES, 8, 12), ReferralProcessor(WordTokenizer(vocabulary(source), 16), 4)
+    prepare = Preparation({"scene": scenes, "referrals": told})
+    for place in range(5):
+        wanted, found = prepare(source.read(place)), prepare(shards.read(place))
+        assert torch.equal(found["scene"], wanted["scene"])
+        assert torch.equal(found["referrals"], wanted["referrals"])

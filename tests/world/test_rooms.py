@@ -1,5 +1,6 @@
 """Rooms: solids that do not reach into each other, points on them, and sentences that are true of one object."""
 
+import math
 from collections import Counter
 
 import numpy as np
@@ -53,7 +54,7 @@ def test_points_lie_on_the_surfaces():
 
 
 def test_sentences_single_out_their_targets():
-    source, needs = RoomSource(length=100), []
+    source, needs, predicates = RoomSource(length=100), [], []
     for index in range(100):
         sample = source.read(index)
         graph = scene_graph_of(sample["graph.json"])
@@ -65,12 +66,21 @@ def test_sentences_single_out_their_targets():
             if each.needs_relation:
                 assert len(called) > 1
                 predicate = each.text[first.stop + 1 :].split(" the ")[0]
-                assert [one for one in called if (one, predicate, each.anchors[0]) in relations] == [each.target]
+                predicates.append(predicate)
+                if predicate in ("closest to", "farthest from"):
+                    reach = {
+                        one: math.dist(graph.object(one).center, graph.object(each.anchors[0]).center) for one in called
+                    }
+                    assert (min if predicate == "closest to" else max)(reach, key=reach.__getitem__) == each.target
+                else:
+                    assert [one for one in called if (one, predicate, each.anchors[0]) in relations] == [each.target]
             else:
                 assert called == [each.target]
             needs.append(each.needs_relation)
     assert 0.4 < np.mean(needs) < 0.6
     assert len(needs) > 700
+    assert 0.3 < np.mean([name in ("closest to", "farthest from") for name in predicates]) < 0.7
+    assert {"left of", "behind", "near", "standing on"} <= set(predicates)
 
 
 def test_the_source():

@@ -11,6 +11,7 @@ from collimate.data.decoding import Undecodable
 from collimate.data.referrals import (
     Referral,
     attribute_referrals,
+    proximity_referrals,
     referrals_of,
     relation_referrals,
     scene_caption,
@@ -160,6 +161,19 @@ def test_a_relation_tells_its_subject_from_others_of_its_class():
     assert not [text for text in texts if text.startswith(("the table", "the ball"))], "they are the only ones"
     both = SceneGraph((TABLE, CHAIR, thing(7, "chair", (-2, 1.5, 0.5)))).with_spatial_relations()
     assert "the chair left of the table" not in [each.text for each in relation_referrals(both)]
+
+
+def test_the_closest_is_told_where_it_is_clear():
+    texts = {each.text: each for each in proximity_referrals(ROOM)}
+    assert set(texts) == set(), "both chairs are as far from the table and from the ball"
+    moved = SceneGraph((TABLE, BALL, CHAIR, thing(7, "chair", (3, -0.1, 0.5))))
+    texts = {each.text: each.target for each in proximity_referrals(moved)}
+    assert texts == {
+        "the chair closest to the table": 5,
+        "the chair farthest from the table": 7,
+        "the chair closest to the ball": 5,
+        "the chair farthest from the ball": 7,
+    }
 
 
 def test_captions_count_what_is_there():

@@ -6,7 +6,14 @@ from collections import Counter
 from typing import cast
 
 from collimate.data import Sample, Source
-from collimate.data.referrals import Referral, attribute_referrals, relation_referrals, scene_caption, statement
+from collimate.data.referrals import (
+    Referral,
+    attribute_referrals,
+    proximity_referrals,
+    relation_referrals,
+    scene_caption,
+    statement,
+)
 from collimate.data.scene_graphs import SceneGraph, scene_arrays
 from collimate_world.captions import Caption
 from collimate_world.room import FURNITURE, Room, sample_room
@@ -32,8 +39,9 @@ class RoomSource(Source):
     kind) and `json` (that it is synthetic).
 
     Half of the sentences call the object by a name that no other has (`the red cube`), half need a relation to tell it
-    from others of its class, or even of its name (`the cube left of the ball`); `needs_relation` says which. A room may
-    lack one of the two kinds, and has more of the other then, or fewer in all.
+    from others of its class, or even of its name (`the cube left of the ball`); `needs_relation` says which. Half of
+    these are of the form `the cube closest to the ball`: where others hold, an object's place in the room tells much
+    already. A room may lack one of the two kinds, and has more of the other then, or fewer in all.
 
     Args:
         split: train, val or test.
@@ -97,18 +105,20 @@ class RoomSource(Source):
 def room_referrals(room: Room, graph: SceneGraph, count: int) -> list[Referral]:
     """So many sentences at most, one that needs a relation and one that does not in turn."""
     rng = room.generator(_SENTENCES)
-    plain = attribute_referrals(graph)
-    related = relation_referrals(graph)
-    twins = relation_referrals(graph, full_names=True)  # few rooms have many: they come first
-    pools = [
-        [plain[i] for i in rng.permutation(len(plain))],
-        [twins[i] for i in rng.permutation(len(twins))][: count // 4]
-        + [related[i] for i in rng.permutation(len(related))],
-    ]
+    plain, closest, related = (
+        [found[i] for i in rng.permutation(len(found))]
+        for found in (attribute_referrals(graph), proximity_referrals(graph), _related(graph))
+    )
+    pools = [plain, [*closest[: count // 4], *related, *closest[count // 4 :]]]
     if not pools[0] or not pools[1]:
         return (pools[0] + pools[1])[:count]
     half = min(max(count // 2, count - len(pools[1])), len(pools[0]))
     return pools[0][:half] + pools[1][: count - half]
+
+
+def _related(graph: SceneGraph) -> list[Referral]:
+    """By relations, of objects that are called by their label, and of those that share their whole name."""
+    return relation_referrals(graph) + relation_referrals(graph, full_names=True)
 
 
 def room_captions(room: Room, graph: SceneGraph) -> list[Caption]:

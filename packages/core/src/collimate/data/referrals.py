@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import dist
 from typing import Any, NamedTuple
 
 from collimate.data.decoding import Undecodable, check_text, decode_json
-from collimate.data.scene_graphs import GraphObject, GraphRelation, SceneGraph
+from collimate.data.scene_graphs import APART, GraphObject, GraphRelation, SceneGraph
 
 REFERRALS = "referrals.json"
 
@@ -120,6 +121,34 @@ def relation_referrals(graph: SceneGraph, full_names: bool = False) -> list[Refe
             continue
         parts = ["the ", (target, called(target)), f" {relation.predicate} the ", (anchor, told)]
         found.append(_written(parts, target.id, (anchor.id,), True))
+    return found
+
+
+def proximity_referrals(graph: SceneGraph) -> list[Referral]:
+    """`the box closest to the red ball`, `the box farthest from it`: of several objects of a label, by their centres.
+
+    The anchor is of another label, and called as in `relation_referrals`. The next in order is `APART` from the target.
+    These need their anchor, where the only object that is left of something is also the leftmost of its kind. Most
+    sentences of Sr3D (Achlioptas et al. 2020) are of this form.
+    """
+    labels, names = Counter(each.label for each in graph.objects), Counter(each.name for each in graph.objects)
+    found = []
+    for anchor in graph.objects:
+        told = anchor.label if labels[anchor.label] == 1 else anchor.name if names[anchor.name] == 1 else None
+        for label in dict.fromkeys(each.label for each in graph.objects if each.label != anchor.label):
+            if told is None or labels[label] == 1:
+                continue
+            several = [each for each in graph.objects if each.label == label]
+            several.sort(key=lambda each: dist(each.center, anchor.center))
+            reach = [dist(each.center, anchor.center) for each in several]
+            for place, gap, words in (
+                (0, reach[1] - reach[0], "closest to"),
+                (-1, reach[-1] - reach[-2], "farthest from"),
+            ):
+                if gap > APART:
+                    target = several[place]
+                    parts = ["the ", (target, label), f" {words} the ", (anchor, told)]
+                    found.append(_written(parts, target.id, (anchor.id,), True))
     return found
 
 
