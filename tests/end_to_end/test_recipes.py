@@ -29,6 +29,7 @@ LOCAL = ("bert-base-uncased", "roberta-base", "sentence-transformers/all-MiniLM-
 PATIENTS = "world-patients:train?patients=8&size=32"
 ROOMS = "world-rooms:train?length=4"
 SWEEPS = "world-sweeps:train?length=4"
+OBJECTS = f"lidar-objects:{SWEEPS}"
 
 
 def without_downloads(section: Any) -> Any:
@@ -54,8 +55,9 @@ def without_downloads(section: Any) -> Any:
 @pytest.mark.parametrize(("app", "name"), RECIPES, ids=[f"{app.name}-{name}" for app, name in RECIPES])
 def test_a_recipe_builds_and_steps(app, name: str, tmp_path: Path):
     write = write_sounds if app.name == "audio" else write_pictures
-    on_sweeps = "sweep_processor" in Path(app.recipe(name)).read_text()
-    ours = {"medical": PATIENTS, "three-d": SWEEPS if on_sweeps else ROOMS}.get(app.name)
+    text = Path(app.recipe(name)).read_text()
+    lidar = OBJECTS if "object_processor" in text else SWEEPS if "sweep_processor" in text else ROOMS
+    ours = {"medical": PATIENTS, "three-d": lidar}.get(app.name)
     data = ours or write(tmp_path / "data", count=4)
     overrides = [f"--output={tmp_path}", "--trainer.accelerator=cpu", "--trainer.precision=32-true"]
     overrides += ["--trainer.strategy=auto", "--trainer.devices=1", f"--data.train={data}"]

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 import collimate
 from collimate.checkpoints import save
 from collimate.checkpoints.files import CheckpointError
+from collimate.data import DataModule
 from collimate.testing import assert_same_on_ranks
 from collimate_3d.bev import BEVBackbone
 from collimate_3d.boxes import limit_angle
@@ -214,6 +216,25 @@ def test_detections_are_reported(tmp_path):
     report = Report("detection")
     found.add_to(report)
     assert report.html().count("data:image") == 6
+
+
+def test_validation_logs_average_precision():
+    method = center_point()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(method, DataModule(SOURCE, Streets(5, seed=1), 2, epoch_samples=2))
+    logged = trainer.callback_metrics
+    assert {"val/bev_Car_all", "val/3d_Cyclist_all", "val/3d_mean_all"} <= logged.keys()
+    assert all(0 <= value <= 1 for name, value in logged.items() if name.startswith("val/"))
+    assert not method._validated
 
 
 # Real frames ----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from torch.nn.functional import cross_entropy, normalize
 
 import collimate
 from collimate.checkpoints import save
-from collimate.data.decoding import Undecodable
+from collimate.data import open_source
+from collimate.data.decoding import Undecodable, value_of
 from collimate.testing import assert_same_on_ranks
 from collimate.training.gradient_cache import embed_in_chunks
 from collimate_3d.lidar.processing import MARKS, FlowProcessor, SweepProcessor, SweepView, unpacked_sweeps
@@ -23,6 +25,7 @@ from collimate_3d.pretraining.parts import drawn_pairs, ramped_momentum, voxels_
 from .sweep_toys import GRID, Streets, batch_of, encoder, processor
 
 SOURCE = Streets()
+KITTI = Path(__file__).parents[3] / "shared" / "data" / "lidar_kitti_object"
 
 
 @pytest.fixture(autouse=True)
@@ -267,6 +270,29 @@ def test_essl3d_is_saved_and_loaded(tmp_path):
     again = collimate.load(tmp_path / "model")
     sweep = again.processors["lidar"].example()
     torch.testing.assert_close(again.encode("lidar", [sweep]).pooled, method.encode("lidar", [sweep]).pooled)
+
+
+def test_steps_on_real_sweeps():
+    """Of one sweep and of itself a little later: the losses fall."""
+    if not KITTI.is_dir():
+        pytest.skip(f"There is no {KITTI}.")
+    method = essl3d()
+    method.processors["lidar"].points = method.processors["previous_sweep"].points = 15_000
+    sweep = value_of(open_source(f"kitti:{KITTI}?front=true").read(1), ("sweep.npz",))
+    shift = np.tile(np.float32([[-1.0, 0.2, 0.0]]), (len(sweep), 1))
+    before = Sweep(sweep.points - np.pad(shift, ((0, 0), (0, 1))), flow=shift, flow_includes_ego=True)
+    batch = {key: SweepView()(sweep, method.processors["lidar"])[None] for key in ("lidar", "lidar_view")}
+    batch["previous_sweep"] = method.processors["previous_sweep"](before)[None]
+    optimizer = torch.optim.Adam([each for each in method.parameters() if each.requires_grad], 3e-3)
+    totals = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        totals.append(method.total_loss(method.loss_terms(batch)))
+        totals[-1].backward()
+        optimizer.step()
+        method.after_optimizer_step()
+    assert method.statistics["matched/points"] > 5
+    assert sum(totals[-3:]) < 0.9 * sum(totals[:3])
 
 
 # BEVContrast and PointContrast ----------------------------------------------------------------------------------

@@ -4,8 +4,8 @@
     uv run python -m tools.bench.lidar_pretraining --batch 2 --points 120000 --device cuda
 
 Each method runs in a fresh process: SECOND's whole backbone, 0.05 m voxels, sweeps of 64 rings. Memory is the growth of
-the peak over what the process held before the first step; time the median of the steps after it. The turn of a view decides
-how much of a sweep is in range, so all are turned by the same draws.
+the peak over what the process held before the first step; time the median of the steps after it. The turn of a view
+decides how much of a sweep is in range, so all are turned by the same draws.
 """
 
 from __future__ import annotations
@@ -79,6 +79,15 @@ def measured(name: str, size: int, points: int, device: str) -> dict[str, Any]:
     }
 
 
+def alone(name: str, size: int, points: int, device: str) -> dict[str, Any]:
+    """One method, in a process of its own."""
+    given = {"only": name, "batch": size, "points": points, "device": device}
+    options = [f"--{key}={value}" for key, value in given.items()]
+    command = [sys.executable, "-m", "tools.bench.lidar_pretraining", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
@@ -90,13 +99,7 @@ def main() -> None:
     if options.only:
         print(json.dumps(measured(options.only, options.batch, options.points, options.device)))
         return
-    rows = []
-    for name in METHODS:
-        own = ["--only", name, "--batch", str(options.batch), "--points", str(options.points)]
-        command = [sys.executable, "-m", "tools.bench.lidar_pretraining", *own, "--device", options.device]
-        rows.append(
-            json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
-        )
+    rows = [alone(name, options.batch, options.points, options.device) for name in METHODS]
     _harness.report("lidar_pretraining" if options.device == "cpu" else "lidar_pretraining_cuda", rows)
 
 

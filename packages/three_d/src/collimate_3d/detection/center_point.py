@@ -85,7 +85,7 @@ class CenterPoint(Method):
         self.head = CenterHead(encoder.width, len(self.classes), head_width)
         self.least_score, self.most, self.overlap = least_score, most, overlap
         if pretrained is not None:
-            fill_backbone(encoder, pretrained)
+            fill_backbone(encoder.lift, pretrained)
         self.optimization = Optimization(loss_weights={"box": 2.0})
         self._validated: list[tuple[int, Objects, Objects]] = []
 

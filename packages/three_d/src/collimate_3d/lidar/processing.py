@@ -22,8 +22,10 @@ from torch import Tensor
 from collimate.data.decoding import Undecodable, register_modality
 from collimate.data.preparation import Augmentation
 from collimate.encoders.base import waves
+from collimate.evaluation.modalities import Exhibit, Manner, register_evaluation
 from collimate.processing import Processor
 from collimate_3d.lidar.flow import check_flow
+from collimate_3d.lidar.pictures import picture_from_above
 from collimate_3d.lidar.sweep import SWEEP, Sweep
 from collimate_3d.lidar.transforms import Transform, TransformChoice
 
@@ -35,6 +37,14 @@ MARKS = TRANSFORM + POSE + 1  # and whether a flow includes the sensor's own mot
 MARKED = 3  # the column they stand in
 
 register_modality("lidar", SWEEP)
+
+
+def show_sweep(raw: Any) -> Exhibit:
+    """A sweep from above."""
+    return Exhibit(picture_from_above(raw.xyz))
+
+
+register_evaluation("lidar", Manner(show=show_sweep))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,10 @@ from collimate_3d.voxel_backbone import Levels
 from collimate_3d.voxel_encoder import VoxelEncoder
 
 Level = Literal["conv1", "conv2", "conv3", "conv4", "out"]
-"""Of `VoxelBackBone8x`: strides of 1, 2, 4, 8 and 8 voxels along x and y."""
+"""Of `VoxelBackBone8x`."""
+
+STRIDES = {"conv1": 1, "conv2": 2, "conv3": 4, "conv4": 8, "out": 8}
+"""Voxels along x and y in one of a level."""
 
 
 class DrawnPairs(NamedTuple):
