@@ -1,6 +1,7 @@
 """ConVIRT, GLoRIA and MERL as methods: terms, ranks, the gradient cache, learning, saving; sentences of reports."""
 
 import random
+from itertools import combinations
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from collimate.checkpoints import load, save
 from collimate.data import open_source
 from collimate.data.captions import Caption
+from collimate.data.decoding import Undecodable
 from collimate.encoders import Frozen, OpenClipTextEncoder
 from collimate.evaluation.retrieval import evaluate_retrieval
 from collimate.processing import ClipTokenizer
@@ -20,6 +22,7 @@ from collimate_medical import (
     GLoRIA,
     ImageTransformer,
     OneSentence,
+    SomeSentences,
     XRayProcessor,
 )
 from collimate_medical.gloria import gloria_losses, zero_shot_similarity
@@ -171,3 +174,14 @@ def test_one_sentence_is_drawn():
     assert {OneSentence(["ecg"])(captions) for _ in range(5)} == {"Sinus rhythm here"}
     assert OneSentence(min_words=9)(captions[1:]) == "Sinus rhythm here."
     assert OneSentence(["long"], optional=True)(captions) is None
+
+
+def test_from_one_to_all_sentences_are_kept_in_their_order():
+    random.seed(0)
+    report = [Caption("First here. Second here. Third here.", "raw"), Caption("Other.", "ecg")]
+    drawn = {SomeSentences(["raw"])(report) for _ in range(200)}
+    parts = ["First here.", "Second here.", "Third here."]
+    assert drawn == {" ".join(some) for count in (1, 2, 3) for some in combinations(parts, count)}
+    assert SomeSentences(["long"], optional=True)(report) is None
+    with pytest.raises(Undecodable, match="no caption of kind long"):
+        SomeSentences(["long"])(report)

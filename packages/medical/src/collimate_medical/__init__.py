@@ -17,7 +17,7 @@ from collimate_medical.pairing import PairedSource, Study, check_patients, pair_
 from collimate_medical.processing import ECGProcessor, XRayProcessor
 from collimate_medical.prompts import finding_texts
 from collimate_medical.reading import encode_ecg, read_ecg
-from collimate_medical.sentences import OneSentence
+from collimate_medical.sentences import OneSentence, SomeSentences
 from collimate_medical.transformers import ECGTransformer, ImageTransformer
 from collimate_medical.wfdb_records import read_wfdb
 from collimate_medical.zero_shot import finding_scores
@@ -38,6 +38,7 @@ __all__ = [
     "NormedProjection",
     "OneSentence",
     "PairedSource",
+    "SomeSentences",
     "Study",
     "XRayProcessor",
     "anchored_losses",
