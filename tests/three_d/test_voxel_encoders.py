@@ -217,7 +217,7 @@ def padded_features(net: PillarFeatures, padded, counts, coords):
         parts.append(xyz.norm(dim=2, keepdim=True))
     rows = torch.cat(parts, -1) * (torch.arange(padded.shape[1]) < counts[:, None])[..., None]
     for layer in net.pfn_layers:
-        norm = torch.nn.BatchNorm1d(layer.linear.out_features, 1e-3, 0.01).train(net.training)
+        norm = torch.nn.BatchNorm1d(layer.linear.out_features, 1e-3, 0.01).double().train(net.training)
         norm.load_state_dict(layer.norm.state_dict())
         rows = norm(layer.linear(rows).flatten(0, 1)).relu().unflatten(0, padded.shape[:2])
         most = rows.amax(1, keepdim=True)
@@ -229,21 +229,19 @@ def padded_features(net: PillarFeatures, padded, counts, coords):
 @pytest.mark.parametrize(("widths", "with_distance"), [((8,), False), ((16, 6), True)])
 def test_pillars_equal_their_padded_form(training, widths, with_distance):
     torch.manual_seed(0)
-    net = awake(PillarFeatures(PILLARS, 4, 5, widths, with_distance)).train(training)
-    batch = PointBatch.of_padded(sweeps(800))
+    net = awake(PillarFeatures(PILLARS, 4, 5, widths, with_distance)).double().train(training)
+    batch = PointBatch.of_padded(sweeps(800).double())
     found = voxelise_limited(batch.xyz, batch.cloud, PILLARS, 5, 1000)
     assert int(found.points.max()) == 5 > int(found.points.min())
     padded = padded_voxels(found, batch.points, 5)
     features = [each.detach().requires_grad_() for each in (batch.points, padded)]
     expected, variance = padded_features(net, features[1], found.points, found.coords)
     got = net(features[0], found)
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got, expected)
     if training:
         torch.testing.assert_close(net.pfn_layers[-1].norm.running_var, variance)
     wanted = torch.autograd.grad((expected**2).sum(), net.pfn_layers[0].linear.weight)[0]
-    torch.testing.assert_close(
-        torch.autograd.grad((got**2).sum(), net.pfn_layers[0].linear.weight)[0], wanted, rtol=1e-3, atol=1e-3
-    )
+    torch.testing.assert_close(torch.autograd.grad((got**2).sum(), net.pfn_layers[0].linear.weight)[0], wanted)
 
 
 def test_pillars_lie_where_their_points_do():

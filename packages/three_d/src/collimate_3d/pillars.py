@@ -77,7 +77,7 @@ class PillarFeatures(nn.Module):
 
     def _decorated(
         self, points: Tensor, pillar: Int[Tensor, " P"], pillars: Voxelisation
-    ) -> tuple[Float[Tensor, "P C+6"], Int[Tensor, " P"]]:
+    ) -> tuple[Float[Tensor, "P D"], Int[Tensor, " P"]]:
         xyz = points[:, :3]
         mean = segment_mean(xyz, pillar, len(pillars.coords))[pillar]
         centre = self.grid.centres_of(pillars.coords[:, 1:])[pillar]

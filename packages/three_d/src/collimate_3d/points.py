@@ -3,7 +3,7 @@
 Positions are float32 metres from an origin that is kept in float64: coordinates of a map projection lose centimetres in
 float32. Points that are NaN or infinite are left out where a cloud is made, and counted.
 
-Shape legend: N points of a cloud, P points of all clouds, B clouds, F features, C = 3 + F channels.
+Shape legend: N points of a cloud, P points of all clouds, B clouds, E = B + 1, F features, C = 3 + F channels.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class PointBatch:
 
     points: Float[Tensor, "P C"]
     cloud: Int[Tensor, " P"]
-    ptr: Int[Tensor, " B+1"]
+    ptr: Int[Tensor, " E"]
     origins: Float64[Tensor, "B 3"]
 
     @property
@@ -202,7 +202,7 @@ class PointBatch:
         return PointBatch(*(each.to(device) for each in tensors))
 
 
-def _laid(sizes: Int[Tensor, " B"]) -> tuple[Int[Tensor, " P"], Int[Tensor, " B+1"]]:
+def _laid(sizes: Int[Tensor, " B"]) -> tuple[Int[Tensor, " P"], Int[Tensor, " E"]]:
     """The cloud of each point, and the first point of each cloud."""
     cloud = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
     return cloud, torch.nn.functional.pad(sizes.cumsum(0), (1, 0))

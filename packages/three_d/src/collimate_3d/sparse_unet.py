@@ -120,7 +120,7 @@ class SparseUNet(Encoder):
 
     def features(
         self, inputs: Float[Tensor, "B N C"], mask: Bool[Tensor, "B N"] | None = None
-    ) -> list[Float[Tensor, "B D"]]:
+    ) -> list[Float[Tensor, "B _"]]:
         """The mean over the voxels of each level, from fine to coarse."""
         return [level.means() for level in self.levels(self.voxels(PointBatch.of_padded(inputs, mask))[0])]
 

@@ -114,7 +114,7 @@ class VoxelEncoder(Encoder):
 
     def features(
         self, inputs: Float[Tensor, "B N C"], mask: Bool[Tensor, "B N"] | None = None
-    ) -> list[Float[Tensor, "B C H W"]]:
+    ) -> list[Float[Tensor, "B _ _ _"]]:
         """The map from above after each level, its layers side by side."""
         return [level.bev() for level in self.levels(self.batch(inputs, mask))]
 

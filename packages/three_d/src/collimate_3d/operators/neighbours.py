@@ -4,7 +4,7 @@ Within a radius, points are sorted once into cells as long as it, so that each c
 whole cloud; where so many are within that K of them stand among the first points, those are looked at alone. All clouds
 of a batch go together.
 
-Shape legend: B clouds, N points, M centres, K neighbours, C channels; Q = B M.
+Shape legend: B clouds, N points, M centres, K neighbours, C channels; P = B N, Q = B M.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def interpolated(
 
 def _candidates(
     xyz: Tensor, centres: Tensor, radius: float
-) -> tuple[Int[Tensor, " B*N"], Int[Tensor, "Q 9"], Int[Tensor, "Q 9"]]:
+) -> tuple[Int[Tensor, " P"], Int[Tensor, "Q 9"], Int[Tensor, "Q 9"]]:
     """Points in the order of their cells, and where in it the nine rows of cells around each centre lie."""
     everything = torch.cat([xyz, centres], 1).double()
     low = everything.amin((0, 1))

@@ -23,7 +23,7 @@ from collimate_3d.pointnet2.plain import GlobalAbstraction, MultiScaleSetAbstrac
 from collimate_3d.pointnet2.votenet import VoteFeaturePropagation, VoteSetAbstraction
 from collimate_3d.weights import load_weights, published_weights
 
-Scale = tuple[int | None, float | None, int | None, Sequence[int]]
+Scale = tuple[int | None, float | None, int | None, Sequence[int]] | list[Any]
 """samples, radius, neighbours and widths of a set abstraction"""
 
 VISTA = ((32, 0.2, 32, (64, 64, 128)), (16, 0.4, 32, (128, 128, 256)), (None, None, None, (256, 512, 768)))
@@ -175,8 +175,8 @@ class VoteNetBackbone(Encoder):
         self.channels, self.width = channels, width
         features = [channels - 3, *(scale[3][-1] for scale in scales)]
         self.sa1, self.sa2, self.sa3, self.sa4 = (
-            VoteSetAbstraction(*scale[:3], before, scale[3], normalize_xyz=True)
-            for scale, before in zip(scales, features, strict=False)
+            VoteSetAbstraction(samples, radius, neighbours, before, widths, normalize_xyz=True)
+            for (samples, radius, neighbours, widths), before in zip(scales, features, strict=False)
         )
         self.fp1 = VoteFeaturePropagation(features[3] + features[4], (width, width))
         self.fp2 = VoteFeaturePropagation(features[2] + width, (width, width))
@@ -197,7 +197,7 @@ class VoteNetBackbone(Encoder):
         found = self.fp2(second[0], third[0], second[1], found)
         return Seeds(second[0], found, first[2].gather(1, second[2]))
 
-    def features(self, inputs: Float[Tensor, "B N C"]) -> list[Float[Tensor, "B M D"]]:
+    def features(self, inputs: Float[Tensor, "B N C"]) -> list[Float[Tensor, "B _ _"]]:
         """The features after each set abstraction, of fewer and fewer points."""
         xyz, features = _divided(filled(inputs, self.channels, None))
         found = []

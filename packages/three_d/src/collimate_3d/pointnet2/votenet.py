@@ -5,7 +5,7 @@ pointnet2_modules.py (MIT). The formulas are those of `collimate_3d.pointnet2.pl
 are not within; relative positions may be divided by it; points within about 3 cm of the origin are never sampled;
 interpolation weighs by distances that are not squared, and carries no gradient to the points; layers have no bias.
 
-Shape legend: B clouds, N points, M centres, K neighbours, F D channels.
+Shape legend: B clouds, N points, M centres, K neighbours, C D F channels.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class VoteSetAbstraction(nn.Module):
             rows = torch.cat([rows, gathered(features, index)], -1)
         return centres, self._pooled(rows), chosen
 
-    def _pooled(self, rows: Float[Tensor, "B M K F+3"]) -> Float[Tensor, "B M D"]:
+    def _pooled(self, rows: Float[Tensor, "B M K C"]) -> Float[Tensor, "B M D"]:
         found = self.mlp_module(rows)
         return found.amax(2) if self.pooling == "max" else found.mean(2)
 

@@ -1,6 +1,6 @@
 """Features on sparse voxels.
 
-Shape legend: V sites, C channels, B clouds, Z Y X extents of the grid.
+Shape legend: V sites, C channels, B clouds, Z Y X extents of the grid, D = C Z.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class SparseVoxels:
         full = self.features.new_zeros(cells, self.features.shape[1]).index_copy(0, self.sites.keys, self.features)
         return full.view(self.batch_size, *self.shape, -1).permute(0, 4, 1, 2, 3).contiguous()
 
-    def bev(self) -> Float[Tensor, "B C*Z Y X"]:
+    def bev(self) -> Float[Tensor, "B D Y X"]:
         """The grid from above, its layers side by side: channel c Z + z, as in OpenPCDet."""
         return self.dense().flatten(1, 2)
 
