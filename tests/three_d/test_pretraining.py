@@ -19,7 +19,7 @@ from collimate_3d.lidar.processing import MARKS, FlowProcessor, SweepProcessor, 
 from collimate_3d.lidar.sweep import Sweep
 from collimate_3d.lidar.transforms import Transform
 from collimate_3d.points import PointBatch
-from collimate_3d.pretraining import ESSL3D, BEVContrast, PointContrast
+from collimate_3d.pretraining import ESSL3D, BEVContrast, PointContrast, ProposalContrast
 from collimate_3d.pretraining.parts import drawn_pairs, ramped_momentum, voxels_of_points
 
 from .sweep_toys import GRID, Streets, batch_of, encoder, processor
@@ -345,6 +345,43 @@ def test_point_contrast_trains(loss):
         assert (parameter.grad is None) == any(name.startswith(each) for each in names), name
     with pytest.raises(ValueError, match="rank"):
         PointContrast(encoder(), processor(), loss="hardest", gather=True)
+
+
+def proposal_contrast(**changed) -> ProposalContrast:
+    return ProposalContrast(encoder(), processor(), 8, 16, "conv3", **{"proposals": 20, "prototypes": 6} | changed)
+
+
+def test_proposals_are_regions_of_both_views():
+    method = proposal_contrast()
+    batch = batch_of(method, SOURCE, range(3))
+    found = method.embed(batch)
+    assert found["given"].sum(1).tolist() == [20, 20, 20]
+    terms = method.losses(found, batch)
+    assert set(terms) == {"instance", "cluster"}
+    method.total_loss(terms).backward()
+    for part in (method.attention, method.projector, method.prototypes):
+        assert all(parameter.grad.isfinite().all() for parameter in part.parameters())
+    weights = method.optimization.loss_weights
+    assert weights == {"cluster": 0.005}
+    same = method.eval().embed({**batch, "lidar_view": batch["lidar"]})["regions"]
+    torch.testing.assert_close(same[:, :, 0], same[:, :, 1])
+    batch["lidar"][:, :-MARKS] = torch.nan
+    with pytest.raises(ValueError, match="same points"):
+        method.loss_terms(batch)
+    batch["lidar_view"][:, :-MARKS] = torch.nan
+    none = method.loss_terms(batch)
+    assert all(term == 0 and term.requires_grad for term in none.values())
+
+
+def test_proposal_contrast_on_ranks():
+    method = proposal_contrast()
+
+    def loss(regions, given):
+        terms = method.losses({"regions": regions, "given": given > 0}, {})
+        return terms["instance"] + terms["cluster"]
+
+    given = (torch.rand(4, 20) > 0.3).float()
+    assert_same_on_ranks(loss, {"regions": torch.randn(4, 20, 2, 8), "given": given}, ranks=(2,))
 
 
 @pytest.mark.parametrize("make", [essl3d, bev_contrast], ids=["essl3d", "bev_contrast"])

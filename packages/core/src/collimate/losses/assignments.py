@@ -31,7 +31,8 @@ def balanced_assignments(
         iterations: rounds; 3 as published.
     """
     logits = scores.double() / epsilon
-    mass = (logits - distributed.gather(logits.max().reshape(1), group).max()).exp()  # a factor changes nothing
+    largest = torch.cat([logits.amax(1), logits.new_full((1,), -1 / epsilon)]).max()  # also of a rank without samples
+    mass = (logits - distributed.gather(largest.reshape(1), group).max()).exp()  # a factor changes nothing
     for _ in range(iterations):
         mass = mass / distributed.all_sum(mass.sum(0), group).clamp_min(torch.finfo(mass.dtype).tiny)
         mass = mass / mass.sum(1, keepdim=True).clamp_min(torch.finfo(mass.dtype).tiny)

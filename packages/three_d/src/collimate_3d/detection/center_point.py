@@ -46,7 +46,7 @@ from collimate_3d.voxel_encoder import BEVEncoder
 
 
 class CenterPoint(Method):
-    """A detector; see the module.
+    """CenterPoint: a detector of objects as peaks of a map from above; see the module.
 
     A batch holds `lidar` and, as lists, the objects of each sweep. The augmentation of sweeps is `SweepView`; boxes
     follow it. Validation logs KITTI's average precision over 40 recalls, from above and in space, of each class.

@@ -29,7 +29,7 @@ from collimate_3d.voxel_encoder import VoxelEncoder
 
 
 class BEVContrast(Method):
-    """Contrast of places in two sweeps; see the module.
+    """BEVContrast: places that two sweeps both see; see the module.
 
     A batch holds `lidar` and `previous_sweep`.
 

@@ -78,7 +78,7 @@ from collimate_3d.voxel_encoder import VoxelEncoder
 
 
 class ESSL3D(Method):
-    """Contrast of views, classification of turns and agreement along the flow; see the module.
+    """E-SSL3D: contrast of views, classification of turns and agreement along the flow; see the module.
 
     A batch holds `lidar` and `lidar_view`, two draws of the augmentation of one sweep (`SweepView`, under
     `data.augmentations`), and `previous_sweep`, the sweep before with its flow.

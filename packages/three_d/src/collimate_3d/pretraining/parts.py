@@ -75,6 +75,26 @@ def voxels_of_points(batch: PointBatch, grid: VoxelGrid, levels: Levels, level: 
     return voxels.sites.find(torch.cat([batch.cloud[:, None], cells], 1)).masked_fill(~inside, -1)
 
 
+def voxels_of_views(
+    encoder: VoxelEncoder, points: Sequence[PointBatch], levels: Sequence[Levels], level: Level
+) -> tuple[Int64[Tensor, " P"], Int64[Tensor, " P"]]:
+    """`voxels_of_points` of two views, whose rows are the same points.
+
+    Raises:
+        ValueError: they are views of different sweeps.
+    """
+    first, second = points
+    if not torch.equal(first.ptr, second.ptr):
+        raise ValueError(
+            f"Views of one sweep have the same points; these have {first.ptr.diff().tolist()} and "
+            f"{second.ptr.diff().tolist()}. Both come of one processor, and augmentations leave no point out."
+        )
+    one, other = (
+        voxels_of_points(each, encoder.grid, found, level) for each, found in zip(points, levels, strict=True)
+    )
+    return one, other
+
+
 def drawn_pairs(
     first: Int[Tensor, " P"], second: Int[Tensor, " P"], cloud: Int[Tensor, " P"], sweeps: int, most: int
 ) -> DrawnPairs:
@@ -108,9 +128,7 @@ def shared_points(
         levels: what the encoder made of them.
         most: K.
     """
-    first, second = (
-        voxels_of_points(each, encoder.grid, found, level) for each, found in zip(points, levels, strict=True)
-    )
+    first, second = voxels_of_views(encoder, points, levels, level)
     return drawn_pairs(first, second, points[0].cloud, points[0].batch_size, most)
 
 

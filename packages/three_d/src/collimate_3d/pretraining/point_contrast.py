@@ -30,7 +30,7 @@ from collimate_3d.voxel_encoder import VoxelEncoder
 
 
 class PointContrast(Method):
-    """Contrast of points; see the module.
+    """PointContrast: points that two views of a sweep show; see the module.
 
     A batch holds `lidar` and `lidar_view`, two draws of the augmentation of one sweep (`SweepView`).
 
@@ -39,7 +39,8 @@ class PointContrast(Method):
         sweep_processor: how sweeps become inputs.
         embed_dim: E; 32 as published.
         projector_width: hidden width.
-        point_level: of the backbone, at which points are read.
+        point_level: of the backbone, at which points are read. Layers behind it learn nothing: on several devices, say
+            `trainer.strategy: ddp_find_unused_parameters_true` for any but `out`.
         pairs: K; 4096 of a batch as published.
         loss: `nce`, or `hardest` with the published margins.
         temperature: τ of `nce`.
