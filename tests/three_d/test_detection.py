@@ -147,6 +147,15 @@ def test_of_overlapping_boxes_the_surest_stays():
     assert len(rotated_nms(given[:0], scores[:0], 0.2)) == 0
 
 
+def test_averages_follow_as_they_are_told():
+    method = center_point(norm_momentum=0.2)
+    norms = [each for each in method.encoders.modules() if hasattr(each, "running_mean")]
+    assert len(norms) > 5
+    assert {norm.momentum for norm in norms} == {0.2}
+    with pytest.raises(ValueError, match="share"):
+        center_point(norm_momentum=0.0)
+
+
 # The method -----------------------------------------------------------------------------------------------------
 
 
@@ -251,15 +260,12 @@ def kitti_detector() -> CenterPoint:
     grid = VoxelGrid((0.0, -25.6, -3.0), (51.2, 25.6, 1.0), (0.2, 0.2, 0.16))
     lift = VoxelEncoder(grid, widths=(8, 16, 16, 16), out_width=16)
     neck = BEVBackbone(lift.width, (1, 1), (1, 2), (32, 32), (2, 4), (32, 32))
-    return CenterPoint(BEVEncoder(lift, neck), SweepProcessor(20_000), head_width=32)
+    return CenterPoint(BEVEncoder(lift, neck), SweepProcessor(20_000), head_width=32, norm_momentum=0.1)
 
 
 @pytest.mark.slow
 def test_one_frame_is_learned_by_heart(frames):
     method = kitti_detector()
-    for module in method.modules():
-        if hasattr(module, "running_mean"):
-            module.momentum = 0.1  # so that evaluation knows the frame as well as training did
     batch = batch_of(method, frames, [3], drawn=False)
     optimizer = torch.optim.Adam(method.parameters(), 3e-3)
     for _ in range(150):

@@ -42,6 +42,7 @@ from collimate_3d.grid import BEVGrid
 from collimate_3d.lidar.kitti_ap import CLASSES, DIFFICULTIES, EVERYTHING, kitti_ap
 from collimate_3d.lidar.objects import OBJECTS, Objects
 from collimate_3d.lidar.processing import SweepProcessor, unpacked_sweeps
+from collimate_3d.norms import SLOW, set_norm_momentum
 from collimate_3d.voxel_encoder import BEVEncoder
 
 
@@ -60,6 +61,7 @@ class CenterPoint(Method):
         least_score: of what is found.
         most: objects of each sweep, before overlapping ones are left out.
         overlap: IoU from above that two boxes of a class may have.
+        norm_momentum: at which averages of the encoder's batch norms follow; short runs need more than OpenPCDet's.
         pretrained: a run of pre-training, whose backbone this one begins with: a model folder, a .ckpt, or a checkpoint
             of OpenPCDet's SECOND (.pth), with `backbone_3d` in it.
     """
@@ -76,6 +78,7 @@ class CenterPoint(Method):
         least_score: float = 0.1,
         most: int = 100,
         overlap: float = 0.1,
+        norm_momentum: float = SLOW,
         pretrained: str | None = None,
     ) -> None:
         super().__init__()
@@ -84,6 +87,7 @@ class CenterPoint(Method):
         self.classes = tuple(classes)
         self.head = CenterHead(encoder.width, len(self.classes), head_width)
         self.least_score, self.most, self.overlap = least_score, most, overlap
+        set_norm_momentum(encoder, norm_momentum)
         if pretrained is not None:
             fill_backbone(encoder.lift, pretrained)
         self.optimization = Optimization(loss_weights={"box": 2.0})

@@ -60,6 +60,7 @@ from collimate_3d.losses import (
     rotation_classification_loss,
 )
 from collimate_3d.losses.equivariance import CONTRAST_WEIGHT, FLOW_WEIGHT, ROTATION_WEIGHT
+from collimate_3d.norms import SLOW, set_norm_momentum
 from collimate_3d.points import PointBatch
 from collimate_3d.pretraining.parts import (
     Level,
@@ -102,6 +103,7 @@ class ESSL3D(Method):
             whose weight is then 300 times their share.
         momentum: γ at the beginning.
         ramp: whether γ rises to 1 until the end of training, or stays.
+        norm_momentum: at which averages of f's batch norms follow; short runs need more than OpenPCDet's.
     """
 
     modalities = ("lidar",)
@@ -126,8 +128,10 @@ class ESSL3D(Method):
         normalise: Literal["grid", "occupied"] = "grid",
         momentum: float = 0.999,
         ramp: bool = True,
+        norm_momentum: float = SLOW,
     ) -> None:
         super().__init__()
+        set_norm_momentum(encoder, norm_momentum)
         width = encoder.backbone_3d.out_width
         self.processors = {
             "lidar": sweep_processor,
