@@ -33,7 +33,7 @@ def lidar_demo(
     pretraining: str = "essl3d_demo",
     detection: str = "lidar_detect_demo",
     test: str = "world-sweeps:test?length=100",
-    train: str = "label-share:world-sweeps:train?length=400&share=0.05",
+    train: str = "label-share:world-sweeps:train?length=400&share=0.1",
     pretraining_steps: int | None = None,
     detection_steps: int | None = None,
     seed: int = 0,
