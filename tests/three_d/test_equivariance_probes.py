@@ -58,7 +58,7 @@ def test_a_voxel_backbone_moves_with_shifts_but_at_its_borders():
     f.max_points = None
     with torch.no_grad():
         coordinates = equivariance_errors(f, inner, transforms["shift ahead"])
-        f.backbone_3d.get_parameter("conv_input.0.weight")[..., :3] = 0  # which voxels are occupied and the intensity are left
+        f.backbone_3d.get_parameter("conv_input.0.weight")[..., :3] = 0  # sites and intensities are left
     assert coordinates.min() > 0.05
     for name in ("shift ahead", "shift left"):
         assert equivariance_errors(f, inner, transforms[name]).max() < 1e-4, name

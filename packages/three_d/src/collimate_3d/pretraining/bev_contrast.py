@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from collimate.distributed import LOCAL
 from collimate.encoding import Encoding
+from collimate.losses.composition import composed
 from collimate.training import Method
 from collimate_3d.lidar.bev import collapse_to_map
 from collimate_3d.lidar.processing import SweepProcessor, unpacked_sweeps
@@ -28,6 +29,11 @@ from collimate_3d.pretraining.parts import occupied_cells
 from collimate_3d.voxel_encoder import VoxelEncoder
 
 
+@composed(
+    similarity="cosine of cells",
+    targets="the same cell a sweep later",
+    negatives="other cells drawn",
+)
 class BEVContrast(Method):
     """BEVContrast: places that two sweeps both see; see the module.
 

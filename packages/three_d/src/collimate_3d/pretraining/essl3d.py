@@ -47,6 +47,7 @@ from torch import Tensor, nn
 from collimate import distributed
 from collimate.distributed import LOCAL
 from collimate.encoding import Encoding
+from collimate.losses.composition import composed
 from collimate.losses.softmax import global_mean
 from collimate.training import Method, follow, momentum_copy
 from collimate.training.optimization import Optimization
@@ -78,6 +79,11 @@ from collimate_3d.voxel_backbone import Levels
 from collimate_3d.voxel_encoder import VoxelEncoder
 
 
+@composed(
+    similarity="cosine of points",
+    targets="the same point in the other view",
+    negatives="other points drawn, of the sweep, the rank or all ranks",
+)
 class ESSL3D(Method):
     """E-SSL3D: contrast of views, classification of turns and agreement along the flow; see the module.
 

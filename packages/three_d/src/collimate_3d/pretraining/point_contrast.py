@@ -22,6 +22,7 @@ from torch.nn.functional import normalize
 
 from collimate.distributed import LOCAL
 from collimate.encoding import Encoding
+from collimate.losses.composition import composed
 from collimate.training import Method
 from collimate_3d.lidar.processing import SweepProcessor, unpacked_sweeps
 from collimate_3d.losses import hardest_contrastive_losses, point_info_nce
@@ -29,6 +30,11 @@ from collimate_3d.pretraining.parts import Level, level_width, pointwise, rows_o
 from collimate_3d.voxel_encoder import VoxelEncoder
 
 
+@composed(
+    similarity="cosine of points",
+    targets="the same point in the other view",
+    negatives="other points drawn, or the hardest",
+)
 class PointContrast(Method):
     """PointContrast: points that two views of a sweep show; see the module.
 

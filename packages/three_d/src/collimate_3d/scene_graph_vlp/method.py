@@ -59,6 +59,7 @@ from collimate.data import OneCaption
 from collimate.encoders import Encoder
 from collimate.encoding import Encoding
 from collimate.losses import clip_loss
+from collimate.losses.composition import composed
 from collimate.losses.masked_tokens import choose_tokens, masked_token_losses, mean_of_chosen
 from collimate.losses.negatives import text_ids
 from collimate.processing import Tokenizer
@@ -83,6 +84,11 @@ from collimate_3d.scenes.processing import (
 )
 
 
+@composed(
+    similarity="cosine, of objects with words, of objects in their graph with sentences, of scenes with texts",
+    targets="every word, sentence and text that means it",
+    negatives="other objects of the scene; sentences and scenes of all ranks, but those of the same meaning",
+)
 class SceneGraphVLP(Method):
     """Scenes of objects, and language at three levels; see the module.
 
