@@ -50,8 +50,8 @@ class Bert(Encoder):
         token_head: whether there is a head that predicts tokens, for `token_logits`.
         dropout: of embeddings, attention weights and sub-layers, in training.
         grad_checkpointing: recompute activations in the backward pass.
-        init_std: of random weights. BERT's 0.02 suits a width of 768; narrow towers that are trained from nothing set out
-            sooner with about width^-1/2.
+        init_std: of random weights. BERT's 0.02 suits a width of 768; narrow towers set out sooner with
+            about width^-1/2.
 
     Raises:
         ValueError: the sizes contradict each other.
