@@ -43,7 +43,7 @@ def without_downloads(section: Any) -> Any:
     if section.get("class_path") in FRESH:
         return {"class_path": FRESH[section["class_path"]]}
     local = {key: without_downloads(value) for key, value in section.items() if key != "pretrained"}
-    if str(local.get("names", "")).endswith(".csv"):  # lists of classes that come with data sets
+    if str(local.get("names", "")).endswith((".csv", ".txt")):  # lists of classes that come with data sets
         local["names"] = ["first", "second"]
     if str(local.get("entities", "")).endswith(".txt"):  # vocabularies that are counted in captions
         local["entities"] = ["dog", "ball"]

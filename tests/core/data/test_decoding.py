@@ -29,7 +29,7 @@ def test_each_extension_has_its_decoder(jpeg):
     assert decode("captions.json", b'[{"kind": "long", "text": "a"}]') == [{"kind": "long", "text": "a"}]
     assert decode("cls", b"17\n") == 17
     assert decode("ecg.npy", buffer.getvalue()).tolist() == [0, 1, 2]
-    assert decode("points.npz", _npz(xyz=np.ones(3)))["xyz"].tolist() == [1, 1, 1]
+    assert decode("table.npz", _npz(xyz=np.ones(3)))["xyz"].tolist() == [1, 1, 1]
     assert decode("unheard.of", b"as it is") == b"as it is"
 
 

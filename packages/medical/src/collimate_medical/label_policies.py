@@ -18,7 +18,7 @@ Shape legend: N studies, C findings.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -114,7 +114,7 @@ def _policies(policies: Policy | Mapping[str, Policy], names: Sequence[str]) -> 
         raise ValueError(f"There is a policy for {unknown[0]!r}, which is none of {', '.join(names)}.")
     if wrong := [each for each in by_name.values() if each not in get_args(Policy)]:
         raise ValueError(f"A policy is one of {', '.join(get_args(Policy))}; got {wrong[0]!r}.")
-    return [by_name.get(name, "ignore") for name in names]
+    return [cast(Policy, by_name.get(name, "ignore")) for name in names]
 
 
 def _value(value: Any, name: str, row: int) -> float:
