@@ -89,12 +89,12 @@ class Optimization(Configurable):
         Raises:
             ValueError: nothing is trainable, or no optimizer has this name.
         """
-        from timm.optim import create_optimizer_v2, list_optimizers
+        from timm.optim import create_optimizer_v2, list_optimizers  # pyright: ignore[reportPrivateImportUsage]
 
         if self.name not in (*OWN, *list_optimizers()):
             from difflib import get_close_matches
 
-            near = get_close_matches(self.name, list_optimizers(), n=3)
+            near = get_close_matches(self.name, [str(name) for name in list_optimizers()], n=3)
             raise ValueError(f"No optimizer is called {self.name!r}. The nearest: {', '.join(near) or 'none'}.")
         options = dict(self.options)
         if self.betas is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile  # pyright: ignore[reportPrivateImportUsage]
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback, ProgressBar
@@ -55,6 +55,9 @@ class _SaveConfig(SaveConfigCallback):
 
 class TrainCLI(LightningCLI):
     """LightningCLI with Collimate's sections and defaults."""
+
+    config: Any  # namespaces, whose sections jsonargparse cannot type
+    config_init: Any
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = _Parser(usage="%(prog)s [--config RECIPE] [--key value ...]", allow_abbrev=False, **kwargs)
@@ -156,7 +159,7 @@ def fit(trainer: Trainer, method: Method, data: DataModule, resume: str = "auto"
         _leave_cores(data.num_workers, trainer.num_devices)
     trainer.fit(method, data, ckpt_path=checkpoint, weights_only=True)
     folder = output / "model"
-    whole = unsharded(method)
+    whole = cast(Method, unsharded(method))
     if trainer.is_global_zero:
         save(whole, folder)
         say(f"Model: {folder}\nLogs:  {output / 'logs'} (CSV, and TensorBoard)")
