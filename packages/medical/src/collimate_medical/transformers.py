@@ -8,6 +8,8 @@ Shape legend: B samples, H W pixels, C leads, T samples of a lead, N tokens, D w
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from timm.layers.pos_embed import resample_abs_pos_embed
@@ -37,6 +39,7 @@ class _Transformer(Encoder):
         dropkey: float,
         dropkey_last: float,
         qkv_bias: bool,
+        init_std: float,
     ) -> None:
         super().__init__()
         self.width = width
@@ -45,9 +48,9 @@ class _Transformer(Encoder):
         shares = linear_shares(depth, dropkey, dropkey_last)
         self.blocks = nn.Sequential(*[_Block(width, heads, mlp_ratio, share, qkv_bias) for share in shares])
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.apply(_initialise)
+        self.apply(partial(_initialise, std=init_std))
         nn.init.normal_(self.cls_token, std=1e-6)  # timm, VisionTransformer.init_weights
-        nn.init.trunc_normal_(self.pos_embed, std=INIT_STD)
+        nn.init.trunc_normal_(self.pos_embed, std=init_std)
 
     def _encoding(
         self, tokens: Float[Tensor, "B N D"], positions: Float[Tensor, "1 N+1 D"], grid: tuple[int, int]
@@ -70,6 +73,7 @@ class ImageTransformer(_Transformer):
         dropkey: the share of keys that the first block drops in training.
         dropkey_last: that of the last block, with those between on a line. As MoRE was run, 0.3 in all of them.
         qkv_bias: whether queries, keys and values have a bias; needed for weights of ImageNet.
+        init_std: of random matrices and positions; see `collimate.encoders.Bert`.
     """
 
     def __init__(
@@ -83,11 +87,12 @@ class ImageTransformer(_Transformer):
         dropkey: float = 0.3,
         dropkey_last: float = 0.0,
         qkv_bias: bool = False,
+        init_std: float = INIT_STD,
     ) -> None:
         if image_size % patch_size:
             raise ValueError(f"Pictures of {image_size} pixels cannot be cut into patches of {patch_size}.")
         side = image_size // patch_size
-        super().__init__(side**2, width, depth, heads, mlp_ratio, dropkey, dropkey_last, qkv_bias)
+        super().__init__(side**2, width, depth, heads, mlp_ratio, dropkey, dropkey_last, qkv_bias, init_std)
         self.image_size, self.patch_size, self.grid = image_size, patch_size, (side, side)
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch_size, patch_size)})
 
@@ -114,7 +119,7 @@ class ECGTransformer(_Transformer):
         samples: T, for which positions are learned: 10 s at 100 Hz.
         leads: C.
         stem_width: channels between the convolutions.
-        width, depth, heads, mlp_ratio, dropkey, dropkey_last, qkv_bias: as of `ImageTransformer`.
+        width, depth, heads, mlp_ratio, dropkey, dropkey_last, qkv_bias, init_std: as of `ImageTransformer`.
     """
 
     def __init__(
@@ -129,11 +134,12 @@ class ECGTransformer(_Transformer):
         dropkey: float = 0.3,
         dropkey_last: float = 0.0,
         qkv_bias: bool = False,
+        init_std: float = INIT_STD,
     ) -> None:
         if samples < KERNEL**2:
             raise ValueError(f"An ECG of {samples} samples gives no token: {KERNEL**2} are the least.")
         count = samples // KERNEL - (KERNEL - 1)
-        super().__init__(count, width, depth, heads, mlp_ratio, dropkey, dropkey_last, qkv_bias)
+        super().__init__(count, width, depth, heads, mlp_ratio, dropkey, dropkey_last, qkv_bias, init_std)
         self.samples, self.leads = samples, leads
         self.patch_embed = nn.Sequential()
         self.patch_embed.add_module("conv1", self._stage(leads, stem_width, KERNEL))
@@ -174,8 +180,8 @@ class _Block(nn.Module):
         return tokens + self.mlp(self.norm2(tokens))
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialise(module: nn.Module, std: float) -> None:
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=INIT_STD)
+        nn.init.trunc_normal_(module.weight, std=std)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
