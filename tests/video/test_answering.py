@@ -145,3 +145,9 @@ def main_recipe():
     from collimate_video_app import APP
 
     return APP.recipe("alpro_msrvtt_qa")
+
+
+def test_a_bert_that_cannot_read_videos_is_refused():
+    labels = ClassLabels(ANSWERS, exclusive=True)
+    with pytest.raises(ValueError, match="fusion_layer"):
+        ALPROAnswers(tower(), bert(fusion_layer=2), labels, VideoProcessor(2, ImageProcessor(16)), tokenizer())

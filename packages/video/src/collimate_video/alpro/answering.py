@@ -22,6 +22,7 @@ from collimate.encoders import Bert, Encoder
 from collimate.encoding import Encoding
 from collimate.processing import ClassLabels, Processor, Tokenizer
 from collimate.training import Classifier
+from collimate_video.alpro.method import check_towers
 from collimate_video.alpro.official import fill, towers_of
 from collimate_video.timesformer import pooled_over_time
 
@@ -43,7 +44,7 @@ class ALPROAnswers(Classifier):
             saved ALPRO.
 
     Raises:
-        ValueError: the labels are not exclusive.
+        ValueError: the labels are not exclusive, or the towers do not fit each other.
         CheckpointError: the weights are not of these towers.
     """
 
@@ -61,13 +62,17 @@ class ALPROAnswers(Classifier):
     ) -> None:
         if not labels.exclusive:
             raise ValueError("A question has one answer here: give ClassLabels with exclusive: true.")
+        check_towers(video_encoder, text_encoder)
         super().__init__(video_encoder, labels, video_processor, "video")
         self.modalities = type(self).modalities
         self.processors["text"] = tokenizer
         self.encoders["text"] = text_encoder
-        self.head = _head(text_encoder.width, len(labels))
         if pretrained is not None:
             fill(self, towers_of(pretrained, self.state_dict()))
+
+    def new_head(self, width: int, labels: ClassLabels, dropout: float) -> nn.Module:
+        hidden = 2 * width  # src/modeling/alpro_models.py
+        return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, len(labels)))
 
     @property
     def judged(self) -> str:
@@ -81,8 +86,3 @@ class ALPROAnswers(Classifier):
         video = pooled_over_time(self.encode("video", inputs["video"])).pooled_first()
         bert: Any = self.encoders["text"]
         return bert.fuse_joined(self.encode("text", inputs["text"]), video)
-
-
-def _head(width: int, answers: int) -> nn.Sequential:
-    hidden = 2 * width  # src/modeling/alpro_models.py
-    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, answers))

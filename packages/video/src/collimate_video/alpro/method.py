@@ -87,7 +87,8 @@ class ALPRO(Method):
         prompter: EntityPrompter | None = None,
     ) -> None:
         super().__init__()
-        _check(video_encoder, text_encoder, mask_rate)
+        check_towers(video_encoder, text_encoder)
+        _check_masking(text_encoder, mask_rate)
         self.processors = {"video": video_processor, "text": tokenizer}
         self.encoders = nn.ModuleDict({"video": video_encoder, "text": text_encoder})
         heads = {name: LinearProjection(tower.width, embed_dim, bias=True) for name, tower in self.encoders.items()}  # type: ignore[arg-type]
@@ -279,13 +280,21 @@ class ALPRO(Method):
         return method.eval()
 
 
-def _check(video: Encoder, text: Bert, mask_rate: float) -> None:
+def check_towers(video: Encoder, text: Bert) -> None:
+    """Whether the upper layers of the BERT can read texts and videos together.
+
+    Raises:
+        ValueError: they cannot.
+    """
     if text.cross_width is not None or text.fusion_layer == len(text.layers) or text.width != video.width:
         raise ValueError(
             f"ALPRO's BERT reads texts and videos together: build it with fusion_layer, without cross_width, and of "
             f"the video tower's width, {video.width}; it has fusion_layer={text.fusion_layer} of {len(text.layers)}, "
             f"cross_width={text.cross_width} and width={text.width}."
         )
+
+
+def _check_masking(text: Bert, mask_rate: float) -> None:
     if not 0 <= mask_rate < 1:
         raise ValueError(f"mask_rate is a share of the tokens, from 0 to below 1, not {mask_rate}.")
     if bool(mask_rate) != (text.cls is not None):
