@@ -193,15 +193,11 @@ def zero_shot(
         limit: at most so many samples, spread over the data.
         resamples: of the intervals, which draw patients.
     """
-    import collimate
     from collimate.data import open_source
-    from collimate.evaluation.commands import publish
+    from collimate.evaluation.commands import load_method, publish
 
-    method = collimate.load(checkpoint)
-    if not isinstance(method, Method):
-        raise ValueError(f"{checkpoint} holds a {type(method).__name__} alone, which knows no texts: probe it instead.")
     found = evaluate_findings(
-        method,
+        load_method(checkpoint),
         open_source(data),
         findings,
         modality,

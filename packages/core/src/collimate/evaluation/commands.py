@@ -57,7 +57,7 @@ def zero_shot(
     from collimate.evaluation.tagging import evaluate_tagging, has_several_labels
     from collimate.evaluation.zero_shot import evaluate_zero_shot
 
-    method, source = _method(checkpoint), open_source(data)
+    method, source = load_method(checkpoint), open_source(data)
     found = (evaluate_tagging if has_several_labels(source) else evaluate_zero_shot)(
         method,
         source,
@@ -122,7 +122,7 @@ def retrieval(
     from collimate.evaluation.features import other_modality
     from collimate.evaluation.retrieval import evaluate_retrieval, evaluate_retrieval_between
 
-    method = _method(checkpoint)
+    method = load_method(checkpoint)
     if against is not None:
         between = evaluate_retrieval_between(
             method,
@@ -317,7 +317,7 @@ def localize(
     from collimate.evaluation.localization import evaluate_localization
 
     found = evaluate_localization(
-        _method(checkpoint),
+        load_method(checkpoint),
         open_source(data),
         classes,
         templates,
@@ -365,7 +365,7 @@ def compositional(
     from collimate.evaluation.compositional import evaluate_compositional
 
     found = evaluate_compositional(
-        _method(checkpoint),
+        load_method(checkpoint),
         open_source(data),
         text_prefix,
         modality,
@@ -418,7 +418,7 @@ def regions(
     from collimate.evaluation.by_region import evaluate_regions
 
     found = evaluate_regions(
-        _method(checkpoint),
+        load_method(checkpoint),
         open_source(data),
         classes,
         templates,
@@ -442,7 +442,7 @@ def classify(
     batch_size: int = 64,
     num_workers: int = 0,
     device: str = "auto",
-    precision: Literal["float32", "bfloat16", "float16"] = "float32",
+    precision: Precision = "float32",
     limit: int | None = None,
     resamples: int = 1000,
 ) -> None:
@@ -475,7 +475,7 @@ def tell_classes(
     batch_size: int,
     num_workers: int,
     device: str,
-    precision: Literal["float32", "bfloat16", "float16"],
+    precision: Precision,
     limit: int | None,
     resamples: int,
 ) -> None:
@@ -522,7 +522,7 @@ def publish(found: Result, checkpoint: str, output: str, **further: Path) -> Non
     say("\n".join(f"{name + ':':<8}{path}" for name, path in files.items()))
 
 
-def _method(checkpoint: str) -> Any:
+def load_method(checkpoint: str) -> Any:
     """A method from a checkpoint.
 
     Raises:
