@@ -1,9 +1,13 @@
 """Fixtures and settings for every test: where real data lies, and process groups that need no network."""
 
 import os
+import random
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 # In CI the examples are the same every time, and a slow machine is no failure.
@@ -17,6 +21,24 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Side by side, the test processes share the cores: threads that wait for one another are slow where cores lack.
 if (processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+
+
+def _seed(name: str) -> None:
+    """What a test draws depends on its name alone: not on the tests before it, nor on which process runs it."""
+    seed = zlib.crc32(name.encode())
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef) -> None:
+    _seed(f"{fixturedef.baseid}::{fixturedef.argname}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    _seed(item.nodeid)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
