@@ -5,6 +5,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
+from collimate.encoders import Encoder
 from collimate.training import Optimization
 from collimate.training.frugal import Frugal
 from collimate.training.sophia import Sophia
@@ -43,7 +44,7 @@ def test_sophia_steps_are_the_papers():
     weight, _ = quadratic(lambda p: Sophia(p, lr=0.1, gamma=1.0, every=1, weight_decay=0.5), 1, CURVATURE)
     direction = torch.randn(3, generator=torch.Generator().manual_seed(0)).double()
     h = 0.01 * direction**2 * CURVATURE
-    move = (0.035 * CURVATURE / h.clamp_min(1e-12)).clamp(-1, 1)
+    move = (0.04 * CURVATURE / h.clamp_min(1e-12)).clamp(-1, 1)
     torch.testing.assert_close(weight.detach(), 1 - 0.1 * 0.5 - 0.1 * move, rtol=1e-5, atol=1e-6)
 
 
@@ -72,11 +73,23 @@ def test_sophia_draws_dropout_alike_in_both_passes():
     assert not torch.equal(seen[0], seen[2])
 
 
+class Layers(Encoder):
+    """Linear layers, as an encoder has them, and what always keeps a state."""
+
+    def __init__(self, *sizes):
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)))
+        self.words, self.width = nn.Embedding(5, sizes[0]), sizes[-1]
+
+    def forward(self, inputs, mask=None):
+        return self.layers(inputs) + 0 * self.words.weight.sum()
+
+
 def test_frugal_is_adamw_where_all_have_a_state():
     def end(make):
         torch.manual_seed(0)
-        module = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
-        optimizer = make(module.parameters())
+        module = Layers(4, 3, 2)
+        optimizer = make(module)
         inputs = torch.randn(8, 4)
         for _ in range(5):
             optimizer.zero_grad()
@@ -85,13 +98,16 @@ def test_frugal_is_adamw_where_all_have_a_state():
         return [value.detach() for value in module.parameters()]
 
     settings = {"lr": 0.01, "betas": (0.9, 0.99), "weight_decay": 0.1}
-    ours, torchs = end(lambda p: Frugal(p, density=1.0, **settings)), end(lambda p: torch.optim.AdamW(p, **settings))
+    ours = end(lambda module: Frugal(module.parameters(), module, density=1.0, **settings))
+    torchs = end(lambda module: torch.optim.AdamW(module.parameters(), **settings))
     torch.testing.assert_close(ours, torchs)
 
 
 def test_frugal_keeps_a_state_for_its_share_and_changes_it():
-    weights = [nn.Parameter(torch.randn(4, 4)) for _ in range(8)] + [nn.Parameter(torch.randn(4))]
-    optimizer = Frugal(weights, lr=0.01, density=0.25, every=2)
+    module = Layers(*[4] * 9)
+    head = nn.Parameter(torch.randn(4, 4))
+    weights = [layer.weight for layer in module.layers] + [module.words.weight, module.layers[0].bias, head]
+    optimizer = Frugal(weights, module, lr=0.01, density=0.25, every=2)
     held = []
     for _ in range(8):
         before = [each.detach().clone() for each in weights]
@@ -102,7 +118,7 @@ def test_frugal_keeps_a_state_for_its_share_and_changes_it():
         for place, each in enumerate(weights):
             if place not in held[-1]:
                 torch.testing.assert_close(each.detach(), before[place] - 0.01 * each.grad.sign())
-    assert all(len(places) == 3 and 8 in places for places in held), "two of eight matrices, and the vector"
+    assert all(len(places) == 5 and {8, 9, 10} < places for places in held), "two of eight matrices, and all else"
     assert held[0] == held[1]
     assert len(set(held)) > 1
 
@@ -111,6 +127,7 @@ def test_frugal_keeps_a_state_for_its_share_and_changes_it():
 def test_a_method_trains_with_them(name):
     torch.manual_seed(0)
     method = Toy(dropout=0.1, batch_norm=True)
+    method.layers = Layers(2, 2)  # frugal asks for an encoder
     method.optimization = Optimization(name=name, lr=0.003, eps=None, betas=(0.9, 0.99), warmup=0)
     trainer = Trainer(
         max_steps=30,
@@ -135,4 +152,6 @@ def test_bad_settings_are_told():
     with pytest.raises(ValueError, match="runs some batches twice"):
         Sophia(weight).step()
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
-        Frugal(weight, density=2)
+        Frugal(weight, Layers(2, 2), density=2)
+    with pytest.raises(ValueError, match="no encoder with linear layers"):
+        Frugal(weight, nn.Linear(2, 2))

@@ -5,10 +5,10 @@ import torch
 from lightning.pytorch import Trainer
 
 from collimate.encoders import OpenClipTextEncoder
+from collimate.encoders.linear_weights import linear_weights
 from collimate.encoding import Encoding
 from collimate.training import Method
 from collimate.training.callbacks import SparseWeights
-from collimate.training.callbacks.sparse import sparse_weights
 
 from .toy import Toy, ToyLoader
 
@@ -49,7 +49,7 @@ def train(callback, steps=3):
         callbacks=[callback],
     )
     trainer.fit(method, Texts(steps))
-    return {name: weight.detach() for name, weight in sparse_weights(method).items()}, method
+    return {name: weight.detach() for name, weight in linear_weights(method).items()}, method
 
 
 def test_the_wanted_share_of_each_matrix_is_zero():

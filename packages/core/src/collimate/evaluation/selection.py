@@ -5,7 +5,8 @@ of the wanted kind, the share of samples kept is that with the largest
 
     score_i = ℓ_i(w) - ℓ_i(w'),
 
-the reduction of loss by what was learned of the wanted kind.
+the reduction of loss by what was learned of the wanted kind. The authors' code (davidbrandfonbrener/color-filter-olmo)
+takes the largest likewise, 1 of τ = 7 to 64 samples; shares are the user's to choose, and small ones pay most there.
 
 Departure: the paper scores texts by their likelihood; here ℓ_i is a pair's loss in the contrast with random others, the
 same for both models: the mean of both directions and of several draws of the others.

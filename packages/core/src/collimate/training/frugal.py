@@ -1,10 +1,11 @@
 """FRUGAL: Adam's state for a part of the weights at a time, signs of gradients for the rest.
 
-Zmushko et al. 2024, arXiv 2411.07837, algorithm 1, with blocks of weights as the subspace: every T steps other matrices
-are drawn, a share ρ of all weights, which AdamW moves with state anew; the others move by -η sign(g), which needs none.
-Vectors (biases, norms, scales) always have a state. So the state takes about ρ of AdamW's memory.
+Zmushko et al. 2024, arXiv 2411.07837, algorithm 1; fzmushko/FRUGAL. The subspace is blocks of weights: every T steps
+other matrices of linear layers are drawn, a share ρ of their weights, which AdamW moves with state anew; the others move
+by -η sign(g), which needs none. All else (embeddings, norms, biases, heads) always has a state, as in the released code,
+so that the state takes ρ of AdamW's memory for the linear layers of encoders.
 
-Departure: embeddings and heads are drawn like other matrices; the paper keeps a state for them.
+Departure: ρ is a share of weights, where the code counts matrices.
 """
 
 from __future__ import annotations
@@ -13,29 +14,33 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from collimate.encoders.linear_weights import linear_weights
 
 
 class Frugal(Optimizer):
-    """AdamW for a changing share of the matrices, signSGD for the others.
+    """AdamW for a changing share of the linear layers, signSGD for the rest of them.
 
     Args:
         params: parameters or groups of them.
+        module: whose encoders' linear layers are drawn from.
         lr: η.
         betas, eps: AdamW's.
         weight_decay: AdamW's, for all matrices.
-        density: ρ; 0.25 as published.
-        every: T; 200 as published.
-        sign_lr: times η, the rate of the weights without state.
+        density: ρ; 0.25 in the released code.
+        every: T; 200 as in all main experiments.
+        sign_lr: times η, the rate of the weights without state; 1 for pre-training, 0.1 for fine-tuning as published.
 
     Raises:
-        ValueError: the density is not in [0, 1].
+        ValueError: the density is not in [0, 1], or there is nothing to draw from.
     """
 
     def __init__(
         self,
         params: Any,
+        module: nn.Module,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -46,6 +51,9 @@ class Frugal(Optimizer):
     ) -> None:
         if not 0 <= density <= 1:
             raise ValueError(f"The share of weights with a state lies in [0, 1], not {density:g}.")
+        self.drawn = {id(weight) for weight in linear_weights(module).values()}
+        if not self.drawn:
+            raise ValueError(f"{type(module).__name__} has no encoder with linear layers that learn: take AdamW.")
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "step": 0})
         self.density, self.every, self.sign_lr = density, every, sign_lr
 
@@ -73,7 +81,7 @@ class Frugal(Optimizer):
 
     def _with_state(self, turn: int) -> set[int]:
         """The places of the parameters that AdamW moves now; the same on all ranks, and after resuming."""
-        sizes = [each.numel() if each.ndim > 1 else 0 for _, each in self._parameters()]
+        sizes = [each.numel() if id(each) in self.drawn else 0 for _, each in self._parameters()]
         chosen, left = {place for place, size in enumerate(sizes) if size == 0}, self.density * sum(sizes)
         for place in torch.randperm(len(sizes), generator=torch.Generator().manual_seed(turn)).tolist():
             if 0 < sizes[place] <= left:

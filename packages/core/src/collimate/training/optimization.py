@@ -30,7 +30,8 @@ class Optimization(Configurable):
 
     Args:
         name: any optimizer of `timm.optim` (which includes torch's): `adamw`, `lamb`, `lion`, `muon`, `sgd`...; or
-            `sophia` or `frugal`, see `collimate.training.sophia` and `.frugal`.
+            `sophia` or `frugal`, see `collimate.training.sophia` and `.frugal`, whose own betas and epsilon come with
+            `betas: null` and `eps: null`.
         lr: the peak learning rate.
         weight_decay: applied to matrices only; see `parameter_groups`.
         layer_decay: r; what lies d layers below an encoder's output (`Encoder.depths`) learns at r^d times `lr`, what
@@ -103,8 +104,9 @@ class Optimization(Configurable):
             options.setdefault("eps", self.eps)
         groups = parameter_groups(module, self.weight_decay, self.layer_decay, self.lr)
         if self.name in OWN:
-            options |= {"module": module} if self.name == "sophia" else {}
-            optimizer: Optimizer = OWN[self.name](groups, lr=self.lr, weight_decay=self.weight_decay, **options)
+            optimizer: Optimizer = OWN[self.name](
+                groups, module=module, lr=self.lr, weight_decay=self.weight_decay, **options
+            )
         else:
             settings = {"opt": self.name, "lr": self.lr, "weight_decay": self.weight_decay}
             optimizer = create_optimizer_v2(groups, **settings, **options)

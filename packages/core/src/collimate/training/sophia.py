@@ -6,6 +6,9 @@ the Hessian's diagonal h from a random direction u,
     m <- β1 m + (1 - β1) g        h <- β2 h + (1 - β2) u ⊙ (H u)
     θ <- θ - η λ θ - η clip(m / max(γ h, ε), 1)
 
+Settings are those of `SophiaHConfig` in the authors' levanter (stanford-crfm/levanter, optim/sophia.py), which like
+Liuhong99/Sophia divides m by 1 - β1^t too; algorithm 3, and this, do not: the clip makes steps of η of either at first.
+
 Departure: H u is the difference of two gradients of the same batch, (∇L(θ + δ u) - ∇L(θ)) / δ, with the same dropout:
 the contrastive losses of `collimate.kernels` can be differentiated once only; and so the gradient cache works too. That
 costs one further forward and backward pass every k steps.
@@ -30,12 +33,12 @@ class Sophia(Optimizer):
 
     Args:
         params: parameters or groups of them.
-        lr: η. The paper takes 0.8 times AdamW's or less.
-        betas: β1, β2; 0.965 and 0.99 as published.
-        gamma: γ; 0.01 as published for Sophia-H.
-        eps: ε.
-        weight_decay: λ.
-        every: k; 10 as published.
+        lr: η, a bound on each weight's step; somewhat below AdamW's.
+        betas: β1, β2; 0.96 and 0.99 there.
+        gamma: γ; 0.01 there for Sophia-H.
+        eps: ε; 1e-12 there.
+        weight_decay: λ; 0.1 there.
+        every: k; 10 there.
         module: whose batch norms keep their running averages in the further pass.
     """
 
@@ -45,7 +48,7 @@ class Sophia(Optimizer):
         self,
         params: Any,
         lr: float = 1e-4,
-        betas: tuple[float, float] = (0.965, 0.99),
+        betas: tuple[float, float] = (0.96, 0.99),
         gamma: float = 0.01,
         eps: float = 1e-12,
         weight_decay: float = 0.1,
