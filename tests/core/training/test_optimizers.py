@@ -1,5 +1,7 @@
 """Sophia and FRUGAL against their formulas on toys, and in a method's training."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -78,7 +80,7 @@ class Layers(Encoder):
 
     def __init__(self, *sizes):
         super().__init__()
-        self.layers = nn.Sequential(*(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)))
+        self.layers = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(sizes)))
         self.words, self.width = nn.Embedding(5, sizes[0]), sizes[-1]
 
     def forward(self, inputs, mask=None):

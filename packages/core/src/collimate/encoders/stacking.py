@@ -5,9 +5,10 @@ then training on, saves the most. With the blocks b_1 ... b_k of a trained tower
 
     b_1 ... b_k  b_1 ... b_k  ...        g times,
 
-which is another function than the small tower's. What is not a block (embeddings, norms, heads) is taken as it is. Paper
-and code (tongxuluo/prts) advise g = 4, and to grow early: for N parameters and C operations in all after d tokens, with
-log10 d = 0.88 log10 N + 163.27 / log10 C - 5.74, which is 11 billion of the 2,000 billion tokens of a Llama of 7 billion.
+which is another function than the small tower's. What is not a block (embeddings, norms, heads) is taken as it is.
+Paper and code (tongxuluo/prts) advise g = 4, and to grow early: for N parameters and C operations in all after d
+tokens, log10 d = 0.88 log10 N + 163.27 / log10 C - 5.74, which is 11 of the 2,000 billion tokens of a Llama of 7
+billion parameters.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """FRUGAL: Adam's state for a part of the weights at a time, signs of gradients for the rest.
 
 Zmushko et al. 2024, arXiv 2411.07837, algorithm 1; fzmushko/FRUGAL. The subspace is blocks of weights: every T steps
-other matrices of linear layers are drawn, a share ρ of their weights, which AdamW moves with state anew; the others move
-by -η sign(g), which needs none. All else (embeddings, norms, biases, heads) always has a state, as in the released code,
-so that the state takes ρ of AdamW's memory for the linear layers of encoders.
+other matrices of linear layers are drawn, a share ρ of their weights, which AdamW moves with state anew; the others
+move by -η sign(g), which needs none. All else (embeddings, norms, biases, heads) always has a state, as in the released
+code, so that for the linear layers of encoders the state takes ρ of AdamW's memory.
 
 Departure: ρ is a share of weights, where the code counts matrices.
 """

@@ -16,9 +16,9 @@ from collimate.encoders.linear_weights import linear_weights
 class SparseWeights(Callback):
     """Keeps a random share of the encoders' weights at zero, the same ones for the whole of a run.
 
-    As published: static masks drawn at random, at 50 or 75 % for GPT-2 Small and GPT-3 XL (1.3 B); here in the matrices of
-    the encoders' linear layers, all at one sparsity, while embeddings, norms and biases are dense. Whoever trains on from
-    the model without this callback trains it dense: what was zero grows from there. Zeros save arithmetic only on
+    As published: static masks drawn at random, up to 75 % in a GPT-3 XL of 1.3 billion parameters; here in the matrices
+    of the encoders' linear layers, all at one sparsity, while embeddings, norms and biases are dense. Whoever trains on
+    from the model without this callback trains it dense: what was zero grows from there. Zeros save arithmetic only on
     hardware for them; here they show what it would cost in quality.
 
     Masks are drawn from the seed and each weight's name, so that a run that goes on has the same ones.
