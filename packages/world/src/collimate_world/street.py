@@ -78,15 +78,19 @@ class RoadUser:
         return np.array([x, y, self.size[2] / 2 - MOUNTED, *self.size, heading])
 
     def solids(self) -> tuple[Solid, ...]:
-        """What it is made of, about the middle of its box."""
+        """What it is made of, about the middle of its box.
+
+        A car's cabin stands behind its hood and a rider behind the handlebars, so that both show where they look; a
+        pedestrian is as broad as deep, and does not.
+        """
         length, width, height = self.size
         if self.name == "Car":
             body = Solid(False, (0, 0, -0.2 * height), (length, width, 0.6 * height))
-            return body, Solid(False, (-0.08 * length, 0, 0.3 * height), (0.55 * length, 0.9 * width, 0.4 * height))
+            return body, Solid(False, (-0.16 * length, 0, 0.3 * height), (0.64 * length, 0.9 * width, 0.4 * height))
         if self.name == "Pedestrian":
             return (Solid(True, (0, 0, 0), (0.75 * width, 0.75 * width, height)),)
         bicycle = Solid(False, (0, 0, -0.22 * height), (length, 0.25 * width, 0.56 * height))
-        return bicycle, Solid(True, (-0.05 * length, 0, 0.2 * height), (0.7 * width, 0.7 * width, 0.6 * height))
+        return bicycle, Solid(True, (-0.15 * length, 0, 0.2 * height), (0.7 * width, 0.7 * width, 0.6 * height))
 
 
 @dataclass(frozen=True)
