@@ -1,8 +1,10 @@
-"""Triplet convolutions and descriptors of objects and pairs against 3DSSG's code."""
+"""Triplet convolutions, attention over features, and descriptors of objects and pairs against 3DSSG's code."""
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
+from collimate_3d.graphs.feature_attention import FeatureAttention, attended
 from collimate_3d.graphs.geometry import pair_numbers, point_numbers
 from collimate_3d.graphs.triplets import TripletConvolution, convolved
 from collimate_3d.object_encoder import ObjectPointNet
@@ -49,6 +51,33 @@ def test_triplet_convolutions(golden_set):
     close(gradients[1], golden_set, "triplet.eval.grad_edge", "gradients")
     for name, found in zip(("node", "edge"), convolved(layers.train(), nodes, edges, edge), strict=True):
         close(found, golden_set, f"triplet.train.{name}", "train")
+
+
+def test_batch_norms_are_the_published_ones(golden_set):
+    settings = golden_set.config["triplet"]
+    norms = [each for each in triplets(golden_set).modules() if isinstance(each, torch.nn.BatchNorm1d)]
+    assert bool(norms) == settings["batch_norm"]
+    for norm in norms:
+        assert (norm.eps, norm.momentum) == (settings["batch_norm_eps"], settings["batch_norm_momentum"])
+
+
+def test_attention_over_features(golden_set):
+    settings = golden_set.config["fan"]
+    if settings["batch_norm"]:
+        pytest.skip("the layer has no batch norms, and this set's has")
+    assert settings["dim_edge"] == settings["dim_atten"]
+    widths = settings["dim_node"], settings["dim_edge"], settings["num_heads"]
+    layers = torch.nn.ModuleList(
+        FeatureAttention(*widths, settings["aggregation"]) for _ in range(settings["num_layers"])
+    )
+    weights, prefix = load_file(golden_set.folder / "weights.safetensors"), "fan.gconvs."
+    layers.load_state_dict({key.removeprefix(prefix): each for key, each in weights.items() if key.startswith(prefix)})
+    given = golden_set.inputs
+    nodes, edge, shares = attended(layers, given["fan.node"], given["edge_index"], given["fan.edge"])
+    close(nodes, golden_set, "fan.node")
+    close(edge, golden_set, "fan.edge")
+    for number, share in enumerate(shares):
+        close(share, golden_set, f"fan.prob{number}")
 
 
 def test_descriptors(golden_set):

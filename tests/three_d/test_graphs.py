@@ -3,12 +3,21 @@
 import pytest
 import torch
 
-from collimate_3d.graphs import NoGraph, OffsetAttention, PlaceAttention, TripletConvolution, TripletGraph
+from collimate_3d.graphs import (
+    FeatureAttention,
+    FeatureAttentionGraph,
+    NoGraph,
+    OffsetAttention,
+    PlaceAttention,
+    TripletConvolution,
+    TripletGraph,
+)
 from collimate_3d.graphs.geometry import corners, nearest, pair_numbers, point_numbers, position_clues
 
 GRAPHS = {
     "triplets": lambda: TripletGraph(16, 8, 12, k=3),
     "both ends": lambda: TripletGraph(16, 8, 12, layers=3, k=2, ends="both", aggregation="add"),
+    "features": lambda: FeatureAttentionGraph(16, 8, 4, k=3),
     "offsets": lambda: OffsetAttention(16, 4),
     "places": lambda: PlaceAttention(16, 4),
     "none": lambda: NoGraph(16),
@@ -104,6 +113,19 @@ def test_no_edges_at_all():
     torch.testing.assert_close(found, nodes + layer.nn2(torch.zeros(1, 8)))
     assert features.shape == (0, 4)
     found.sum().backward()
+
+
+def test_a_node_that_nothing_reaches_is_told_nothing():
+    layer = FeatureAttention(8, 4, 2)
+    nodes, edges, features = torch.randn(3, 8), torch.tensor([[0], [1]]), torch.randn(1, 4)
+    found, told, weights = layer(nodes, edges, features)
+    alone = layer.update_node(torch.cat([nodes, torch.zeros(3, 4)], 1))
+    torch.testing.assert_close(found[1:], alone[1:])
+    assert (found[0] - alone[0]).abs().max() > 1e-6
+    assert told.shape == (1, 4)
+    torch.testing.assert_close(weights.sum(1), torch.ones(1, 2))
+    with pytest.raises(ValueError, match="divisors"):
+        FeatureAttention(8, 5, 2)
 
 
 def test_flat_boxes_and_lone_points():

@@ -4,7 +4,7 @@ from collimate_3d.bev import BEVBackbone, bev_encoding, bev_map
 from collimate_3d.evaluation import evaluate_answers, evaluate_grounding, evaluate_objects
 from collimate_3d.exhibits import show_points
 from collimate_3d.formats import encode_points
-from collimate_3d.graphs import NoGraph, OffsetAttention, PlaceAttention, TripletGraph
+from collimate_3d.graphs import FeatureAttentionGraph, NoGraph, OffsetAttention, PlaceAttention, TripletGraph
 from collimate_3d.grid import BEVGrid, VoxelGrid
 from collimate_3d.language import GRUTextEncoder, WordTokenizer
 from collimate_3d.object_encoder import ObjectPointNet
@@ -23,6 +23,7 @@ __all__ = [
     "BEVEncoder",
     "BEVGrid",
     "DrawnReferrals",
+    "FeatureAttentionGraph",
     "GRUTextEncoder",
     "NoGraph",
     "ObjectPointNet",

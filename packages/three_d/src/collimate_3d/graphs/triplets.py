@@ -123,12 +123,22 @@ class TripletGraph(GraphLayers):
         given: Bool[Tensor, "B M"],
         related: Bool[Tensor, "B M M"],
     ) -> Float[Tensor, "B M D"]:
-        kept = (nearest(boxes[..., :3], given, self.k) | related) & given[:, :, None] & given[:, None]
-        scene, subject, target = kept.nonzero(as_tuple=True)
-        edges = torch.stack([subject, target]) + scene * nodes.shape[1]
+        edges = edges_between(boxes, given, related, self.k)
         numbers = box_numbers(boxes.detach().flatten(0, 1))
         flat, _ = convolved(self.gconvs, nodes.flatten(0, 1), edges, self.edge_features(pair_numbers(numbers, edges)))
         return self.norm(flat).unflatten(0, nodes.shape[:2])
+
+
+def edges_between(
+    boxes: Float[Tensor, "B M 6"], given: Bool[Tensor, "B M"], related: Bool[Tensor, "B M M"], k: int
+) -> Int64[Tensor, "2 E"]:
+    """Subjects and objects of the edges from each object's k nearest ones, and of given relations.
+
+    Objects are numbered through all scenes.
+    """
+    kept = (nearest(boxes[..., :3], given, k) | related) & given[:, :, None] & given[:, None]
+    scene, subject, target = kept.nonzero(as_tuple=True)
+    return torch.stack([subject, target]) + scene * given.shape[1]
 
 
 def convolved(
