@@ -9,7 +9,8 @@ from PIL import Image
 from pydicom import Dataset
 
 from collimate.data.decoding import MAX_PIXELS, Undecodable, decode, extensions_of
-from collimate_medical.dicom import READ, READ_WITHIN, decode_dicom, open_dicom, read_dicom, stored_values
+from collimate_medical.dicom import READ, READ_WITHIN, open_dicom, read_dicom, stored_values
+from collimate_medical.dicom_image import decode_dicom
 from collimate_medical.dicom_waveforms import read_dicom_ecg
 from collimate_medical.processing import XRayProcessor
 from tests.medical.dicom_files import SECRETS, picture, waveform

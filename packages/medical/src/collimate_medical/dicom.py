@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float32, Shaped, UInt8
-from PIL import Image
 
 from collimate.data.decoding import MAX_PIXELS, Undecodable
 
@@ -112,19 +111,19 @@ def read_dicom(raw: RawDicom, window: int = 0) -> Float32[np.ndarray, "H W"]:
 def read_grey(raw: RawDicom, window: int = 0) -> UInt8[np.ndarray, "H W"]:
     """`read_dicom` in 256 steps, rounded, without a copy of the picture in real numbers."""
     dataset, name = open_dicom(raw), name_of(raw)
-    return _through(
-        stored_values(dataset, name), lambda values: to_bytes(_shown(values, dataset, window, name)), dataset
-    )
+    return shown_grey(stored_values(dataset, name), dataset, window, name)
+
+
+def shown_grey(
+    values: Shaped[np.ndarray, "H W"], dataset: Dataset, window: int = 0, name: str = "a DICOM file"
+) -> UInt8[np.ndarray, "H W"]:
+    """Stored values of a file as they are seen, in 256 steps; see `read_grey`."""
+    return _through(values, lambda each: to_bytes(_shown(each, dataset, window, name)), dataset)
 
 
 def to_bytes(picture: Float32[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
     """A picture from 0 to 1 in 256 steps, rounded."""
     return np.rint(picture * 255).astype(np.uint8)
-
-
-def decode_dicom(data: bytes) -> Image.Image:
-    """A grey picture of 8 bits, for methods that take pictures of any kind; see `read_dicom`."""
-    return Image.fromarray(read_grey(data))
 
 
 def open_dicom(raw: RawDicom) -> Dataset:
@@ -162,7 +161,7 @@ def stored_values(dataset: Dataset, name: str = "a DICOM file") -> Shaped[np.nda
     Raises:
         Undecodable: see `read_dicom`.
     """
-    _check(dataset, name)
+    check_picture(dataset, name)
     try:
         with _quiet():
             pixels = dataset.pixel_array
@@ -171,6 +170,37 @@ def stored_values(dataset: Dataset, name: str = "a DICOM file") -> Shaped[np.nda
     if pixels.shape != (dataset.Rows, dataset.Columns):
         raise Undecodable("damaged DICOM picture", f"{name}: Rows and Columns do not fit the picture")
     return pixels
+
+
+def check_picture(dataset: Dataset, name: str) -> None:
+    """Refuse what is no single grey picture of a bearable size, before it is decoded.
+
+    Raises:
+        Undecodable: see `read_dicom`.
+    """
+    if "PixelData" not in dataset:
+        held = "a waveform" if "WaveformSequence" in dataset else f"modality {dataset.get('Modality') or 'unknown'}"
+        raise Undecodable("no picture in the DICOM file", f"{name} has no PixelData: it holds {held}, or is cut short")
+    if lacking := [tag for tag in _NEEDED if dataset.get(tag) is None]:
+        raise Undecodable("damaged DICOM file", f"{name} lacks {', '.join(lacking)}")
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if frames > 1:
+        raise Undecodable(
+            "several frames in the DICOM file", f"{name}: NumberOfFrames is {frames}; write the one you mean to a file"
+        )
+    if int(dataset.get("SamplesPerPixel") or 1) != 1 or dataset.PhotometricInterpretation not in GREYS:
+        raise Undecodable(
+            "DICOM picture in colour",
+            f"{name}: PhotometricInterpretation is {dataset.PhotometricInterpretation}, of which X-rays have "
+            f"{' or '.join(GREYS)}",
+        )
+    _check_size(dataset.Columns, dataset.Rows, name)
+    _check_stream(dataset, name)
+
+
+def is_jpeg2000(dataset: Dataset) -> bool:
+    """Whether the picture is a JPEG 2000 stream, of either kind and with or without parts beyond it."""
+    return dataset.file_meta.get("TransferSyntaxUID", "").startswith("1.2.840.10008.1.2.4.9")
 
 
 def modality_values(
@@ -295,28 +325,6 @@ def _keep(dataset: Any, keywords: tuple[str, ...]) -> None:
                 _keep(item, READ_WITHIN)
 
 
-def _check(dataset: Dataset, name: str) -> None:
-    """What is known before the picture is decoded."""
-    if "PixelData" not in dataset:
-        held = "a waveform" if "WaveformSequence" in dataset else f"modality {dataset.get('Modality') or 'unknown'}"
-        raise Undecodable("no picture in the DICOM file", f"{name} has no PixelData: it holds {held}, or is cut short")
-    if lacking := [tag for tag in _NEEDED if dataset.get(tag) is None]:
-        raise Undecodable("damaged DICOM file", f"{name} lacks {', '.join(lacking)}")
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    if frames > 1:
-        raise Undecodable(
-            "several frames in the DICOM file", f"{name}: NumberOfFrames is {frames}; write the one you mean to a file"
-        )
-    if int(dataset.get("SamplesPerPixel") or 1) != 1 or dataset.PhotometricInterpretation not in GREYS:
-        raise Undecodable(
-            "DICOM picture in colour",
-            f"{name}: PhotometricInterpretation is {dataset.PhotometricInterpretation}, of which X-rays have "
-            f"{' or '.join(GREYS)}",
-        )
-    _check_size(dataset.Columns, dataset.Rows, name)
-    _check_stream(dataset, name)
-
-
 def _check_size(width: int, height: int, name: str) -> None:
     if width * height > MAX_PIXELS:
         raise Undecodable("decompression bomb", f"{name}: {width} x {height}, at most {MAX_PIXELS} pixels are taken")
@@ -328,7 +336,7 @@ def _check_stream(dataset: Dataset, name: str) -> None:
     """The size that a JPEG 2000 stream itself states: its decoder believes that, and not the header."""
     data = bytes(dataset.PixelData)
     start = data.find(b"\xff\x4f\xff\x51")  # SOC, SIZ: ISO 15444-1 A.5.1
-    if not dataset.file_meta.get("TransferSyntaxUID", "").startswith("1.2.840.10008.1.2.4.9") or start < 0:
+    if not is_jpeg2000(dataset) or start < 0:
         return
     right, bottom, left, top = (int.from_bytes(data[start + at : start + at + 4], "big") for at in (8, 12, 16, 20))
     _check_size(max(right - left, 0), max(bottom - top, 0), name)

@@ -26,7 +26,8 @@ from torch import Tensor
 from collimate.data.decoding import Undecodable
 from collimate.processing import ImageProcessor, Processor
 from collimate_medical.contrast import equalized
-from collimate_medical.dicom import read_grey, to_bytes
+from collimate_medical.dicom import to_bytes
+from collimate_medical.dicom_image import DicomImage
 from collimate_medical.ecg import (
     FLAT,
     LEADS,
@@ -44,6 +45,7 @@ XRAY_MEAN, XRAY_STD = 0.499, 0.293  # utils/create_dataset.py
 BASELINE_WINDOWS = (0.2, 0.6)  # seconds; utils/create_dataset.py
 EPS = 1e-10  # utils/create_dataset.py, normalize_per_lead
 DICOM_SUFFIXES = (".dcm", ".dicom")
+ENOUGH = 2  # ours: pixels of a smaller scale for each of the result's, which are then averaged as of the whole picture
 
 
 class XRayProcessor(ImageProcessor):
@@ -68,6 +70,13 @@ class XRayProcessor(ImageProcessor):
     ) -> None:
         super().__init__(size, (mean,) * 3, (std,) * 3, "bicubic", resize)
         self.equalize = equalize
+
+    def __call__(self, raw: Any) -> UInt8[Tensor, "3 S S"]:
+        """One picture to bytes; see `opened`. Of JPEG 2000 in DICOM, the smallest scale with `ENOUGH` is decoded."""
+        picture = self.opened(raw)
+        if isinstance(picture, DicomImage):
+            picture.draft("L", tuple(ENOUGH * side for side in self._resized(*picture.size)))
+        return super().__call__(picture)
 
     def opened(self, raw: Any) -> Image.Image:
         """The whole picture, in grey.
@@ -173,7 +182,7 @@ def without_baseline(signal: Float32[np.ndarray, "C T"], rate: float) -> Float32
 def grey_image(raw: Any) -> Image.Image:
     """A grey picture of 8 bits, from one of any depth."""
     if isinstance(raw, str | PathLike) and Path(raw).suffix.lower() in DICOM_SUFFIXES:
-        raw = read_grey(raw)
+        raw = DicomImage(raw)
     if isinstance(raw, bytes | str | PathLike):
         from collimate.processing.image import open_image
 
@@ -187,6 +196,5 @@ def grey_image(raw: Any) -> Image.Image:
             raise Undecodable("no grey picture", f"an array of {raw.shape}: (H, W) in [0, 1] is expected")
         raw = Image.fromarray(to_bytes(raw.astype(np.float32)))
     image = Image.fromarray(raw) if isinstance(raw, np.ndarray) else raw
-    return (
-        image if image.mode == "L" else image.convert("L")
-    )  # not loaded yet, a JPEG may be decoded at a smaller scale
+    # Not loaded yet, it may be decoded at a smaller scale.
+    return image if image.mode == "L" else image.convert("L")

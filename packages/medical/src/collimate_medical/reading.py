@@ -28,7 +28,7 @@ from collimate.data.decoding import (
     register_decoder,
     register_modality,
 )
-from collimate_medical.dicom import decode_dicom
+from collimate_medical.dicom_image import decode_dicom
 from collimate_medical.dicom_waveforms import read_dicom_ecg
 from collimate_medical.ecg import ECG, LEADS, lead_name
 from collimate_medical.wfdb_records import read_wfdb
