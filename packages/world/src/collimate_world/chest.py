@@ -44,9 +44,9 @@ def chest_film(visit: Visit, size: int = 64) -> Plane:
     texture = _texture(x, y, rng)
     lungs = {side: _lung(x, y, sign) for side, sign in zip(SIDES, (-1, 1), strict=True)}
     heart = _heart(x, y, visit.cardiothoracic)
-    middle = np.exp(-((x / 0.15) ** 4))
+    middle = np.exp(-_fourth(x / 0.15))
     air = np.zeros_like(x)
-    film = 0.70 * _step(1 - (x / 0.98) ** 4 - ((y - 0.15) / 1.15) ** 4, 0.1)
+    film = 0.70 * _step(1 - _fourth(x / 0.98) - _fourth((y - 0.15) / 1.15), 0.1)
     for side, lung in lungs.items():
         filled = _filled(visit, side, x, y, texture)
         aerated = lung.inside * (1 - heart) * (1 - middle) * (1 - filled)
@@ -73,6 +73,11 @@ def _step(value: Plane, width: float = _SOFT) -> Plane:
     return 0.5 + 0.5 * np.tanh(value / width)
 
 
+def _fourth(value: Plane) -> Plane:
+    """Its fourth power; numpy's own takes thirty times as long below 0."""
+    return np.square(np.square(value))
+
+
 def _lung(x: Plane, y: Plane, sign: int) -> _Lung:
     across, along = (sign * x - LUNG_CENTRE[0]) / LUNG_RADIUS[0], (y - LUNG_CENTRE[1]) / LUNG_RADIUS[1]
     distance = (np.abs(across) ** 2.5 + np.abs(along) ** 2.5) ** 0.4
@@ -93,7 +98,7 @@ def _bones(x: Plane, y: Plane) -> Plane:
     chest = _step(1 - np.hypot(x / 0.86, (y + 0.05) / 0.85), 2 * _SOFT) * _step(side - 0.12)
     ribs = np.maximum(np.cos((y - 0.30 * side + 0.25 * side**2) * 28), 0) ** 2 * chest
     collar = np.exp(-(((y + 0.74 - 0.28 * side) / 0.035) ** 2)) * _step(side - 0.08) * _step(0.72 - side)
-    spine = np.exp(-((x / 0.09) ** 4)) * (1 + 0.5 * np.cos(y * 25))
+    spine = np.exp(-_fourth(x / 0.09)) * (1 + 0.5 * np.cos(y * 25))
     return 0.07 * ribs + 0.13 * collar + 0.05 * spine
 
 
