@@ -25,7 +25,7 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from scipy import stats
 
-from collimate.data import CaptionChoice, DataModule, Source
+from collimate.data import CaptionChoice, DataModule, Sample, Source
 from collimate.data.plan import BatchSchedule
 from collimate.encoders import OpenClipTextEncoder, TimmImageEncoder
 from collimate.processing import ClipTokenizer, ImageProcessor
@@ -94,6 +94,25 @@ def compare(name: str, arms: Mapping[str, Arm], seeds: Sequence[int] = SEEDS) ->
     record = {"seeds": list(seeds), "machine": machine, "values": values}
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     return outcome
+
+
+class Held(Source):
+    """Samples of a source that are read once, so that arms do not wait for them.
+
+    Args:
+        source: whose samples.
+        places: which of them; all if None.
+    """
+
+    def __init__(self, source: Source, places: Sequence[int] | None = None) -> None:
+        self.name = source.name
+        self.samples = [source.read(place) for place in (range(len(source)) if places is None else places)]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read(self, index: int) -> Sample:
+        return dict(self.samples[index])
 
 
 def train(
