@@ -2,7 +2,8 @@
 
 A test module names its set in `GOLDEN = "clip_loss"`; a test that asks for `golden_set` gets it, and one that asks for
 `case` is run once for each case that the set's config.json lists. `golden(name)` gives any set by name. The sets lie in
-`data/`, or in the folder that the environment variable COLLIMATE_GOLDEN names.
+`data/`, or in the folder that the environment variable COLLIMATE_GOLDEN names. `python -m tools.parity` runs all of it
+and keeps the largest error of each set in `results/`.
 """
 
 import fnmatch
@@ -17,6 +18,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from tools import parity
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,9 @@ class GoldenSet:
             got = torch.as_tensor(value).detach()
             if got.shape != wanted.shape:
                 problems.append(f"{key}: shape {tuple(got.shape)}, expected {tuple(wanted.shape)}")
-            elif problem := _difference(got, wanted, rule):
+                continue
+            parity.measured(self.name, got, wanted, rule)
+            if problem := _difference(got, wanted, rule):
                 problems.append(f"{key}: {problem}")
         assert not problems, f"golden set {self.name}:\n  " + "\n  ".join(problems)
 
@@ -88,6 +93,7 @@ def load_golden(name: str) -> GoldenSet:
     folder = golden_root() / name
     if not folder.is_dir():
         pytest.skip(f"no golden set at {folder}")
+    parity.loaded(name)
     return GoldenSet(
         name=name,
         folder=folder,
