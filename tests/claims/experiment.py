@@ -30,6 +30,7 @@ from collimate.data.plan import BatchSchedule
 from collimate.encoders import OpenClipTextEncoder, TimmImageEncoder
 from collimate.processing import ClipTokenizer, ImageProcessor
 from collimate.training import Method, Optimization
+from collimate.training.optimization import Schedule
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = range(5)
@@ -96,17 +97,13 @@ def compare(name: str, arms: Mapping[str, Arm], seeds: Sequence[int] = SEEDS) ->
     return outcome
 
 
-class Held(Source):
-    """Samples of a source that are read once, so that arms do not wait for them.
+class Listed(Source):
+    """Samples in a list."""
 
-    Args:
-        source: whose samples.
-        places: which of them; all if None.
-    """
+    name = "listed"
 
-    def __init__(self, source: Source, places: Sequence[int] | None = None) -> None:
-        self.name = source.name
-        self.samples = [source.read(place) for place in (range(len(source)) if places is None else places)]
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = samples
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -125,6 +122,7 @@ def train(
     captions: dict[str, CaptionChoice] | None = None,
     augmentations: dict[str, Any] | None = None,
     schedule: BatchSchedule | None = None,
+    rate: Schedule = "cosine",
     **optimization: Any,
 ) -> Method:
     """A method trained from random weights on a source, by the project's own loop; in evaluation mode.
@@ -133,12 +131,13 @@ def train(
         build: makes the method; called after seeding, so that arms of equal towers start from equal weights.
         steps: None for the length of the schedule.
         captions, augmentations, schedule: as `DataModule`'s.
+        rate: the schedule of the learning rate.
         optimization: further arguments of `Optimization`.
     """
     seed_everything(seed, verbose=False)
     method = build()
     method.optimization = Optimization(
-        **{"lr": lr, "weight_decay": 0.05, "warmup": 0.05, "options": {"fused": True}, **optimization}
+        **{"lr": lr, "weight_decay": 0.05, "warmup": 0.05, "options": {"fused": True}, **optimization}, schedule=rate
     )
     data = DataModule(
         source,

@@ -21,42 +21,19 @@ import pytest
 import torch
 from PIL import Image
 
-from collimate.data import ImageAugmentation, Sample, Source, open_source
+from collimate.data import ImageAugmentation, open_source
 from collimate.encoders import Encoder, Frozen, HuggingFaceTextEncoder, NoProjection, TimmImageEncoder
 from collimate.encoding import Encoding
 from collimate.evaluation import evaluate_zero_shot
 from collimate.processing import HuggingFaceTokenizer, ImageProcessor, Processor
 from collimate_vision_language import CLIP, CWCL
 
-from .experiment import compare, train
+from .experiment import Listed, compare, train
 
 SIDE, STEPS, BATCH, SEEDS = 32, 300, 64, range(3)
 NAMES_WIDTH = 384
 
 PLAIN, WEIGHTED, SHARPER = "InfoNCE", "CWCL", "CWCL, targets over 0.1"
-
-
-class Pictures(Source):
-    """The pictures of some classes, decoded once and small; their labels are places in the list of these classes."""
-
-    name = "pictures"
-
-    def __init__(self, folder: Path, split: str, classes: list[int]) -> None:
-        source = open_source(str(folder / f"{split}-*.tar"))
-        self.samples: list[Sample] = []
-        for place in range(len(source)):
-            sample = source.read(place)
-            label = int(sample["cls"])
-            if label in classes:
-                small = Image.open(BytesIO(sample["jpg"])).convert("RGB").resize((SIDE + 8, SIDE + 8))
-                self.samples.append({"__key__": str(place), "png": small, "txt": sample["txt"].decode().strip()})
-                self.samples[-1]["cls"] = classes.index(label)
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def read(self, index: int) -> Sample:
-        return dict(self.samples[index])
 
 
 class Number(Processor):
@@ -98,10 +75,15 @@ def known(folder: Path) -> tuple[list[str], torch.Tensor]:
 
 
 @cache
-def pictures(folder: Path, split: str, quarter: int, left_out: bool) -> Pictures:
-    """Those of the classes that a seed leaves out, or of the others."""
-    every = range(len(known(folder)[0]))
-    return Pictures(folder, split, [label for label in every if (label % 4 == quarter) == left_out])
+def pictures(folder: Path, split: str, quarter: int, left_out: bool) -> Listed:
+    """Those of the classes that a seed leaves out, or of the others, decoded once and numbered among these classes."""
+    classes = [label for label in range(len(known(folder)[0])) if (label % 4 == quarter) == left_out]
+    source, found = open_source(str(folder / f"{split}-*.tar")), []
+    for sample in (source.read(place) for place in range(len(source))):
+        if int(sample["cls"]) in classes:
+            sample["png"] = Image.open(BytesIO(sample.pop("jpg"))).convert("RGB").resize((SIDE + 8, SIDE + 8))
+            found.append(sample | {"cls": classes.index(int(sample["cls"]))})
+    return Listed(found)
 
 
 def arm(seed: int, folder: Path, method: type, **settings: object) -> dict[str, float]:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from collimate.data import ImageAugmentation, Source, open_source
+from collimate.data import ImageAugmentation, open_source
 from collimate.encoders import MLPProjection, TimmImageEncoder
 from collimate.evaluation import evaluate_probe
 from collimate.losses import supcon_loss
@@ -27,23 +27,12 @@ from collimate.processing.labels import ClassLabels
 from collimate.training import Classifier
 from collimate_vision_language import AMCL, SupCon
 
-from .experiment import Held, compare, train
+from .experiment import Listed, compare, train
 
 SIDE, STEPS, BATCH, SEEDS = 32, 200, 96, range(3)
 TOWER = {"channels": [16, 24, 48, 96], "stem_width": 8, "output_stride": 16}
 
 CROPS, ALL = "crops", "all augmentations"
-
-
-class Small(Held):
-    """Pictures that are decoded once, at a size a little above the tower's."""
-
-    def __init__(self, source: Source) -> None:
-        super().__init__(source)
-        self.class_names = [str(label) for label in range(60)]
-        for sample in self.samples:
-            picture = Image.open(BytesIO(sample.pop("jpg"))).convert("RGB")
-            sample["png"] = picture.resize((SIDE + 16, SIDE + 16))
 
 
 class SimCLR(AMCL):
@@ -55,8 +44,13 @@ class SimCLR(AMCL):
 
 
 @cache
-def pictures(folder: Path, split: str) -> Small:
-    return Small(open_source(str(folder / f"{split}-*.tar")))
+def pictures(folder: Path, split: str) -> Listed:
+    """Decoded once, at a size a little above the tower's."""
+    source = open_source(str(folder / f"{split}-*.tar"))
+    samples = [source.read(place) for place in range(len(source))]
+    for sample in samples:
+        sample["png"] = Image.open(BytesIO(sample.pop("jpg"))).convert("RGB").resize((SIDE + 16, SIDE + 16))
+    return Listed(samples)
 
 
 def views(kind: str) -> ImageAugmentation:
