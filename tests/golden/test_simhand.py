@@ -1,7 +1,7 @@
 """The similarity-weighted contrast and its weights against SiMHand's."""
 
 from collimate.losses import similarity_weighted_loss
-from collimate.losses.simhand import matrix_weights_by_distance, pair_weights_by_distance
+from collimate.losses.distance_weights import matrix_weights_by_distance, pair_weights_by_distance
 
 GOLDEN = "simhand"
 

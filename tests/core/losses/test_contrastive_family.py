@@ -29,8 +29,8 @@ from collimate.losses import (
 )
 from collimate.losses.amcl import adaptive_losses
 from collimate.losses.annotation_trees import combined_similarities, views_of
+from collimate.losses.distance_weights import matrix_weights_by_distance, pair_weights_by_distance
 from collimate.losses.redundancy import cross_correlation, standardized
-from collimate.losses.simhand import matrix_weights_by_distance, pair_weights_by_distance
 from collimate.losses.star import star_loss_as_released
 from collimate.testing import assert_same_on_ranks, assert_saved_memory_below, oracles, run_on_ranks
 

@@ -5,15 +5,17 @@
 another similarity, `late_interaction`, and holds a score a pair, but never the products of tokens behind it.
 """
 
-from collimate.losses.amcl import PairTemperature, amcl_nt_xent_loss
+from collimate.losses.amcl import amcl_nt_xent_loss
 from collimate.losses.annotation_trees import tree_similarities
 from collimate.losses.assignments import balanced_assignments, swapped_assignment_loss
 from collimate.losses.clip import clip_loss
 from collimate.losses.cwcl import cwcl_loss
+from collimate.losses.distance_weights import matrix_weights_by_distance, pair_weights_by_distance
 from collimate.losses.filip import filip_loss
 from collimate.losses.late_interaction import Selected, late_interaction, select_tokens
 from collimate.losses.local_to_global import local_to_global_loss
 from collimate.losses.mil_nce import mil_nce_loss, mil_nce_losses, symmetric_mil_nce_loss, symmetric_mil_nce_losses
+from collimate.losses.pair_temperature import PairTemperature
 from collimate.losses.queue import FeatureQueue
 from collimate.losses.redundancy import cross_correlation_loss, predictive_loss
 from collimate.losses.regions import RegionLosses, box_loss, region_losses, region_text_loss
@@ -73,8 +75,10 @@ __all__ = [
     "info_nce_losses",
     "late_interaction",
     "local_to_global_loss",
+    "matrix_weights_by_distance",
     "mil_nce_loss",
     "mil_nce_losses",
+    "pair_weights_by_distance",
     "predictive_loss",
     "region_losses",
     "region_text_loss",

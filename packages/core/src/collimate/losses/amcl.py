@@ -13,51 +13,24 @@ each the mean over samples. The log-sum-exp of the usual contrast has become its
 head, found in one sweep over all pairs of all ranks, of which no matrix is held.
 
 Departures: the released code (LeiWangR/cl) does not run and has no negatives, so that what stands here are the paper's
-equations. Temperatures come from τ = l + (u - l) sigmoid(φ(z_i) φ(z_j)), symmetric and cheap for any pair, where the
-code has a network for each head that reads both vectors; l is 0.05 where the code has 1e-5, whose 1/τ of 100,000 no
-training survives.
+equations; and what gives temperatures is another network (`collimate.losses.pair_temperature`).
 
 Shape legend: n samples of this rank, N of all ranks, C heads, D width of a head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
-
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from collimate import distributed
-from collimate.configurable import Configurable
 from collimate.distributed import Group
-from collimate.kernels.largest import row_argmax
 from collimate.losses.composition import composed
+from collimate.losses.hardest import hardest
 from collimate.losses.negatives import Distinct
+from collimate.losses.pair_temperature import Temperature
 from collimate.losses.softmax import global_mean
-
-Temperature: TypeAlias = Callable[[Float[Tensor, "... D"], Float[Tensor, "... D"]], Float[Tensor, " ..."]]
-"""The temperature of each pair of vectors."""
-
-
-class PairTemperature(nn.Module, Configurable):
-    """τ = l + (u - l) sigmoid(φ(z_i) φ(z_j)), φ two layers that all heads share.
-
-    Args:
-        dim: D.
-        hidden: width of φ; 128 as in the released code.
-        low, high: l and u; the code's u is 2.
-    """
-
-    def __init__(self, dim: int, hidden: int = 128, low: float = 0.05, high: float = 2.0) -> None:
-        super().__init__()
-        self.low, self.high = low, high
-        self.layers = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
-
-    def forward(self, first: Float[Tensor, "... D"], second: Float[Tensor, "... D"]) -> Float[Tensor, " ..."]:
-        alike = torch.linalg.vecdot(self.layers(first), self.layers(second))
-        return self.low + (self.high - self.low) * torch.sigmoid(alike)
 
 
 def omega(temperature: Tensor, width: int) -> Tensor:
@@ -99,20 +72,6 @@ def amcl_nt_xent_loss(
         beta,
     )
     return global_mean(losses.sum(1), None, group)
-
-
-def hardest(
-    anchors: Float[Tensor, "n C D"], pool: Float[Tensor, "M C D"], negatives: Distinct | None = None
-) -> Float[Tensor, "n C D"]:
-    """Of each anchor and head, the vector of the pool with the largest product, by a tiled search without gradient.
-
-    Args:
-        pool: those of all ranks; what is chosen of it is differentiated.
-        negatives: which of them may be chosen; all if None.
-    """
-    heads = range(anchors.shape[1])
-    places = torch.stack([row_argmax(anchors[:, head], pool[:, head], negatives) for head in heads], 1)
-    return pool[places, torch.tensor(heads, device=pool.device)]
 
 
 def adaptive_losses(
