@@ -9,35 +9,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import Distribution, PackageNotFoundError, distributions, entry_points, version
+
+from packaging.requirements import Requirement
 
 from collimate.app import installed_apps
-
-OPTIONAL = {
-    "transformers": ("text models and checkpoints of Hugging Face", "collimate[huggingface]"),
-    "datasets": ("Hugging Face datasets as a source", "collimate[huggingface]"),
-    "peft": ("LoRA", "collimate[lora]"),
-    "nltk": ("noun phrases of captions", "collimate[phrases]"),
-    "onnxruntime": ("export to ONNX, checked by running it", "collimate[onnx]"),
-    "wandb": ("logging to Weights & Biases", "collimate[wandb]"),
-}
-"""Import name -> what it is for, and the extra that installs it."""
 
 
 def doctor() -> None:
     """Check this machine: packages, devices, optional parts, disk and shared memory, one small training step."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, title="collimate doctor", title_justify="left")
     for column in ("", "what", "found", "what to do"):
         table.add_column(column, overflow="fold")
     failed = False
-    for check in (_python, _packages, _apps, _devices, _step, _optional, _room):
-        for good, what, found, remedy in check():
+    for check in (_python, _packages, _apps, _devices, _step, _formats, _optional, _room):
+        for good, *row in check():
             mark = {True: "[green]ok[/green]", None: "[yellow]-[/yellow]", False: "[red]no[/red]"}[good]
             failed |= good is False
-            table.add_row(mark, what, found, remedy)
+            table.add_row(mark, *(escape(told) for told in row))
     Console().print(table)
     if failed:
         raise SystemExit(1)
@@ -52,14 +45,41 @@ def _python() -> Iterator[Row]:
 
 
 def _packages() -> Iterator[Row]:
-    for name in ("torch", "torchvision", "lightning", "timm", "open_clip_torch", "webdataset", "jsonargparse"):
-        try:
-            yield True, name, version(name), ""
-        except PackageNotFoundError:
-            yield False, name, "missing", "install again with `uv sync`, or `pip install collimate`"
+    for package in _collimate():
+        name = package.metadata["Name"]
+        wrong = [line for wanted in _requirements(package) if (line := _missing(wanted))]
+        yield not wrong, name, package.version if not wrong else "; ".join(wrong), "" if not wrong else _INSTALL
     yield _attempt("torchvision operators", lambda: importlib.import_module("torchvision").__version__, _BUILDS)
 
 
+def _collimate() -> list[Distribution]:
+    """The installed packages of Collimate, by name."""
+    found = {package.metadata["Name"]: package for package in distributions()}
+    return [
+        found[name] for name in sorted(found) if name.split("-")[0] == "collimate" and name != "collimate-workspace"
+    ]
+
+
+def _requirements(package: Distribution, extra: str = "") -> list[Requirement]:
+    """What a package asks for on this machine; with `extra`, what that extra asks for beside it."""
+    wanted = [Requirement(line) for line in package.requires or ()]
+    plain = [line for line in wanted if line.marker is None or line.marker.evaluate({"extra": ""})]
+    if not extra:
+        return plain
+    return [line for line in wanted if line not in plain and line.marker and line.marker.evaluate({"extra": extra})]
+
+
+def _missing(wanted: Requirement) -> str:
+    """What is wrong with an installed requirement, or nothing."""
+    try:
+        found = version(wanted.name)
+    except PackageNotFoundError:
+        return f"{wanted.name} is missing"
+    allowed = wanted.specifier.contains(found, prereleases=True)
+    return "" if allowed else f"{wanted.name} {found} is not {wanted.specifier}"
+
+
+_INSTALL = "install again with `uv sync`, or `pip install` with the name of the package"
 _BUILDS = "torch and torchvision come from different builds: install both from the same index (uv sync does)"
 
 
@@ -96,12 +116,18 @@ def _step() -> Iterator[Row]:
     yield _attempt("a small loss, forward and backward", one_step, "report this with the traceback")
 
 
+def _formats() -> Iterator[Row]:
+    for entry in sorted(entry_points(group="collimate.checks"), key=lambda entry: entry.name):
+        yield _attempt(entry.name, lambda entry=entry: entry.load()(), "install the package again")
+
+
 def _optional() -> Iterator[Row]:
-    for name, (purpose, extra) in OPTIONAL.items():
-        try:
-            yield True, f"{name} ({purpose})", version(name), ""
-        except PackageNotFoundError:
-            yield None, f"{name} ({purpose})", "not installed", f"pip install '{extra}' if you need it"
+    for package in _collimate():
+        for extra in package.metadata.get_all("Provides-Extra") or ():
+            name = f"{package.metadata['Name']}[{extra}]"
+            wrong = [line for wanted in _requirements(package, extra) if (line := _missing(wanted))]
+            found = "; ".join(wrong) or ", ".join(wanted.name for wanted in _requirements(package, extra))
+            yield (None if wrong else True), name, found, f"pip install '{name}' if you need it" if wrong else ""
 
 
 def _room() -> Iterator[Row]:
