@@ -10,7 +10,7 @@ import wfdb
 from PIL import Image
 
 from collimate.data import EvalLoader, open_source
-from collimate_medical import ECGProcessor, XRayProcessor
+from collimate_medical import ECGProcessor, ImageTransformer, XRayProcessor, evaluate_severity
 from collimate_medical.importing import (
     CHEST_XRAY14_LABELS,
     CHEXPERT_LABELS,
@@ -18,6 +18,7 @@ from collimate_medical.importing import (
     import_chexpert,
     import_mimic_cxr,
     import_mimic_ecg,
+    import_mimic_edema,
     import_ptb_xl,
 )
 from collimate_medical.reports import report_sections, report_text
@@ -167,6 +168,49 @@ def test_mimic_ecg(mimic, tmp_path):
     assert first["patient"] == rows_of(tmp_path / "cxr.jsonl")[0]["patient"]  # in both modules
     source = open_source(f"wfdb:{tmp_path}/ecg.jsonl?split=train")
     assert next(iter(EvalLoader(source, {"ecg": ECGProcessor()}, 1)))["ecg"].shape == (1, 12, 1000)
+
+
+@pytest.fixture
+def edema(tmp_path):
+    """Pictures that are the brighter, the worse the edema; two of each patient, a third of the patients for testing."""
+    root, rows = tmp_path / "mimic", []
+    rng = np.random.default_rng(0)
+    for number in range(48):
+        subject, study, name, grade = f"1{number // 2:07}", f"5{number:07}", f"d-{number}", int(rng.integers(4))
+        path = root / f"files/p{subject[:2]}/p{subject}/s{study}/{name}.jpg"
+        path.parent.mkdir(parents=True)
+        pixels = 40 + 40 * grade + rng.integers(0, 30, (32, 32))
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+        rows.append([subject, study, name, grade, "TEST" if number % 6 < 2 else number // 2 % 5 + 1])
+    header = ["subject_id", "study_id", "dicom_id", "edeme_severity", "fold"]
+    write_csv(tmp_path / "edema.csv", header, rows)
+    return root, header, rows
+
+
+def test_severity_of_edema_from_table_to_probe(edema, tmp_path):
+    root, _, labels = edema
+    import_mimic_edema(str(root), str(tmp_path / "edema.csv"), str(tmp_path / "edema.jsonl"), val_fold="4")
+    rows = rows_of(tmp_path / "edema.jsonl")
+    assert [row["severity"] for row in rows] == [row[3] for row in labels]
+    assert {row["split"]: labels[place][4] for place, row in enumerate(rows)}["val"] == 4
+    encoder = ImageTransformer(32, 16, width=16, depth=1, heads=2, dropkey=0.0)
+    encoder.processor = XRayProcessor(32)
+    train, test = (open_source(f"{tmp_path}/edema.jsonl?split={part}") for part in ("train", "test"))
+    found = evaluate_severity(encoder, train, test, random_encoder=False, device="cpu", resamples=20)
+    assert found.metrics["auroc"] > 0.9
+    assert found.metrics["quadratic_kappa"] > 0.6
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [(3, "4", "'4' is none of"), (4, "2", "Patients are in two parts of the data: 1 in train and test")],
+)
+def test_wrong_grades_and_folds(edema, tmp_path, column, value, message):
+    root, header, rows = edema
+    rows[0][column] = value
+    write_csv(tmp_path / "edema.csv", header, rows)
+    with pytest.raises(ValueError, match=message):
+        import_mimic_edema(str(root), str(tmp_path / "edema.csv"), str(tmp_path / "edema.jsonl"))
 
 
 @pytest.fixture

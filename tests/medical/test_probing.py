@@ -87,6 +87,30 @@ def test_shares_from_source_to_report(tmp_path, style):
     assert "Probes by share of the labels" in json.loads((tmp_path / "report.json").read_text())
 
 
+class SomeWithout(Squares):
+    """Every third sample has no picture."""
+
+    def read(self, index):
+        sample = super().read(index)
+        if index % 3 == 0:
+            del sample["png"]
+        return sample
+
+
+def test_samples_without_the_modality_are_left_out():
+    train, test = SomeWithout(120, damaged=(4,)), SomeWithout(60, 1000)
+    found = evaluate_shares(tower(), train, test, shares=(1.0,), supervised_steps=5, random_encoder=False, **OPTIONS)
+    whole = evaluate_shares(tower(), Squares(120), Squares(60, 1000), shares=(1.0,), supervised_steps=0, **OPTIONS)
+    assert found.protocol["without"] == "xray: 40 samples in training, 20 in testing"
+    assert "79 samples" in found.protocol["at 100%"]
+    assert "without" not in whole.protocol
+    assert found.metrics["auroc@100%"] > 0.8
+    graded = evaluate_severity(tower(), train, test, "grade", random_encoder=False, **OPTIONS)
+    assert graded.protocol["train data"].endswith("79 samples with a grade")
+    with pytest.raises(ValueError, match=r"no sample has ecg \(ecg\.npz"):
+        evaluate_shares(tower(), train, test, **OPTIONS | {"modality": "ecg"})
+
+
 def test_what_shares_refuse():
     with pytest.raises(ValueError, match="Patients are in two parts of the data: 2 in train and test"):
         evaluate_shares(tower(), Squares(20), Squares(4, 16), supervised_steps=0, **OPTIONS)

@@ -20,6 +20,9 @@ APP = App(
         "probe-severity": Verb("collimate_medical.probing:probe_severity", "read grades, such as an edema's"),
         "import-mimic-cxr": Verb("collimate_medical.importing:import_mimic_cxr", "the table of MIMIC-CXR(-JPG)"),
         "import-mimic-ecg": Verb("collimate_medical.importing:import_mimic_ecg", "the table of MIMIC-IV-ECG"),
+        "import-mimic-edema": Verb(
+            "collimate_medical.importing:import_mimic_edema", "the table of edema's severity in MIMIC-CXR"
+        ),
         "import-chexpert": Verb("collimate_medical.importing:import_chexpert", "the table of CheXpert"),
         "import-chest-xray14": Verb(
             "collimate_medical.importing:import_chest_xray14", "the table of the NIH's ChestX-ray14"

@@ -3,6 +3,7 @@
 from collimate_medical.anchored import AnchoredLosses, anchored_losses
 from collimate_medical.convirt import ConVIRT, convirt_loss
 from collimate_medical.dicom import read_dicom
+from collimate_medical.dicom_image import DicomImage
 from collimate_medical.dicom_waveforms import read_dicom_ecg
 from collimate_medical.dropkey import DropKeyAttention
 from collimate_medical.ecg import ECG
@@ -14,6 +15,7 @@ from collimate_medical.medclip import medclip_loss
 from collimate_medical.merl import MERL, merl_losses
 from collimate_medical.more import MoRE, NormedProjection
 from collimate_medical.pairing import PairedSource, Study, check_patients, pair_studies
+from collimate_medical.probing import evaluate_severity, evaluate_shares
 from collimate_medical.processing import ECGProcessor, XRayProcessor
 from collimate_medical.prompts import finding_texts
 from collimate_medical.reading import encode_ecg, read_ecg
@@ -27,6 +29,7 @@ __all__ = [
     "MERL",
     "AnchoredLosses",
     "ConVIRT",
+    "DicomImage",
     "DropKeyAttention",
     "ECGAugmentation",
     "ECGProcessor",
@@ -46,6 +49,8 @@ __all__ = [
     "convirt_loss",
     "encode_ecg",
     "evaluate_findings",
+    "evaluate_severity",
+    "evaluate_shares",
     "explain",
     "finding_scores",
     "finding_texts",

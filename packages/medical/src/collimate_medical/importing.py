@@ -54,6 +54,7 @@ CHEST_XRAY14_LABELS = (
 )
 
 FRONTAL = ("PA", "AP")
+EDEMA_GRADES = ("0", "1", "2", "3")
 MIMIC_PARTS = {"train": "train", "validate": "val", "test": "test"}
 ECG_LINES = 18  # report_0 to report_17 of machine_measurements.csv
 Labeller = Literal["chexpert", "negbio", "none"]
@@ -92,7 +93,7 @@ def import_mimic_cxr(
             raise ValueError(f"{split_table.name}: column 'split': {row['split']!r} is none of {list(MIMIC_PARTS)}.")
         splits[row["dicom_id"]] = MIMIC_PARTS[row["split"]]
     findings = {} if labels == "none" else dict(_mimic_findings(folder / f"mimic-cxr-2.0.0-{labels}.csv"))
-    suffix = ".jpg" if any((folder / "files").glob("p*/p*/s*/*.jpg")) else ".dcm"
+    suffix = _picture_suffix(folder)
     left_out = Counter[str]()
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -106,7 +107,7 @@ def import_mimic_cxr(
                 left_out["picture without a split"] += 1
                 continue
             subject, study = row["subject_id"], row["study_id"]
-            place = Path("files") / f"p{subject[:2]}" / f"p{subject}" / f"s{study}"
+            place = _mimic_place(subject, study)
             own = findings.get(study, {})
             yield {
                 "file": folder / place / f"{row['dicom_id']}{suffix}",
@@ -120,6 +121,44 @@ def import_mimic_cxr(
             }
 
     write_rows(rows(), output, "MIMIC-CXR", left_out)
+
+
+def import_mimic_edema(root: str, table: str, output: str, val_fold: str = "5") -> None:
+    """Write the table of pulmonary edema's severity in MIMIC-CXR-JPG: 0 none, 1 congestion, 2 interstitial, 3 alveolar.
+
+    Of the edema labels of Horng et al. 2021 (Radiology: Artificial Intelligence 3, e190228), a table whose columns are
+    `subject_id`, `study_id`, `dicom_id`, `edeme_severity` (as they spell it) and `fold`: 1 to 5, or TEST for those that
+    radiologists graded. `probe-severity` reads it.
+
+    Args:
+        root: the folder of MIMIC-CXR-JPG, or of MIMIC-CXR's DICOM files, with `files`.
+        table: the labels, a .csv file.
+        output: the table, a .jsonl file.
+        val_fold: which of the numbered folds is `val`; the others are `train`.
+
+    Raises:
+        FileNotFoundError: the labels, or every picture, are missing.
+        ValueError: the labels lack a column or have a wrong value, a patient is in two folds, or output is no .jsonl
+            file.
+    """
+    folder, labels = Path(root), Path(table)
+    suffix = _picture_suffix(folder)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for row in read_table(labels, ("subject_id", "study_id", "dicom_id", "edeme_severity", "fold")):
+            grade = row["edeme_severity"].removesuffix(".0")
+            if grade not in EDEMA_GRADES:
+                raise ValueError(f"{labels.name}: column 'edeme_severity': {grade!r} is none of {list(EDEMA_GRADES)}.")
+            fold, subject, study = row["fold"], row["subject_id"], row["study_id"]
+            yield {
+                "file": folder / _mimic_place(subject, study) / f"{row['dicom_id']}{suffix}",
+                "split": "test" if fold == "TEST" else "val" if fold == val_fold else "train",
+                "patient": pseudonym("mimic", subject),
+                "study": pseudonym("mimic-cxr", study),
+                "severity": int(grade),
+            }
+
+    write_rows(rows(), output, "MIMIC-CXR's edema severity")
 
 
 def import_mimic_ecg(root: str, output: str, cxr: str | None = None) -> None:
@@ -166,6 +205,15 @@ def import_mimic_ecg(root: str, output: str, cxr: str | None = None) -> None:
 def _mimic_findings(path: Path) -> Iterator[tuple[str, dict[str, int]]]:
     for row in read_table(path, ("study_id", *sorted(CHEXPERT_LABELS))):
         yield row["study_id"], _known(row, sorted(CHEXPERT_LABELS), path)
+
+
+def _mimic_place(subject: str, study: str) -> Path:
+    return Path("files") / f"p{subject[:2]}" / f"p{subject}" / f"s{study}"
+
+
+def _picture_suffix(folder: Path) -> str:
+    """Of MIMIC-CXR-JPG's pictures, or of MIMIC-CXR's."""
+    return ".jpg" if any((folder / "files").glob("p*/p*/s*/*.jpg")) else ".dcm"
 
 
 def _mimic_moment(date: str, time: str, path: Path) -> str:

@@ -32,6 +32,7 @@ from collimate.evaluation.result import Result
 from collimate.evaluation.supervised import supervised_scores
 from collimate.training import Method
 from collimate_medical.findings import findings_of, keys_of, names_in, patients_of
+from collimate_medical.having import Having
 from collimate_medical.label_policies import Blank, Policy, check_targets, label_targets
 from collimate_medical.pairing import check_patients
 
@@ -63,7 +64,8 @@ def evaluate_shares(
 
     Args:
         model: an encoder, or a method, of which the modality's encoder is taken.
-        train: samples with findings (`collimate_medical.findings`).
+        train: samples with findings (`collimate_medical.findings`). Those that lack the modality are left out and
+            counted, here and in `test`.
         test: others, of other patients. What is uncertain there is left out, whatever the policy.
         findings: which labels; all that both speak of unless given.
         shares: of the training patients, the smaller ones inside the larger.
@@ -81,12 +83,13 @@ def evaluate_shares(
         `auroc@1%`, `average_precision@1%`, `random/auroc@1%`, `supervised/auroc@1%`, `above random/auroc@1%` and so on.
 
     Raises:
-        ValueError: samples say nothing of findings, a finding is known of no training sample or the same in all, a
-            policy leaves classes that a probe cannot take, or a patient is in both sets.
+        ValueError: no sample has the modality, samples say nothing of findings, a finding is known of no training
+            sample or the same in all, a policy leaves classes that a probe cannot take, or a patient is in both sets.
     """
     if "multiclass" in (uncertain if isinstance(uncertain, Mapping) else {"": uncertain}).values():
         raise ValueError("A probe of two classes cannot take the policy multiclass: choose another.")
     modality, encoder = _probed(model, modality)
+    train, test = Having(train, modality), Having(test, modality)
     options: dict[str, Any] = {
         "batch_size": batch_size,
         "num_workers": num_workers,
@@ -135,6 +138,7 @@ def evaluate_shares(
     protocol = {
         **tested.settings,
         "train data": f"{train.name}, {len(groups)} samples of {len(groups.unique())} patients",
+        **_lacking(modality, train, test),
         "findings": ", ".join(names),
         "uncertain": f"{uncertain} in training, left out in testing",
         "blank": blank,
@@ -163,7 +167,7 @@ def evaluate_severity(
 
     Args:
         model: an encoder, or a method, of which the modality's encoder is taken.
-        train: samples whose `json` has the grade; those without are left out.
+        train: samples whose `json` has the grade; those without it, or without the modality, are left out.
         test: others, of other patients.
         column: where the grade stands, a whole number from 0.
         modality, random_encoder, batch_size, num_workers, device, precision, limit, resamples, seed: as for
@@ -176,6 +180,7 @@ def evaluate_severity(
         ValueError: a grade is no whole number from 0, there are fewer than two, or a patient is in both sets.
     """
     modality, encoder = _probed(model, modality)
+    train, test = Having(train, modality), Having(test, modality)
     options: dict[str, Any] = {
         "batch_size": batch_size,
         "num_workers": num_workers,
@@ -205,6 +210,7 @@ def evaluate_severity(
         protocol = {
             **tested.settings,
             "train data": f"{train.name}, {len(grades)} samples with a grade",
+            **_lacking(modality, train, test),
             "test grades": ", ".join(f"{int((test_grades == k).sum())} of {k}" for k in range(count)),
             "penalty": f"{SEVERITY_PENALTY:.2g}",
             "intervals": f"95 %, {resamples} bootstrap resamples of {len(groups.unique())} test patients",
@@ -371,6 +377,13 @@ def _check_apart(fitted: Features, tested: Features, train: Source, test: Source
         [str(value["patient"] if keys == "json" else value) for value in each.extras[keys]] for each in (fitted, tested)
     ]
     check_patients({"train": sides[0], "test": sides[1]})
+
+
+def _lacking(modality: str, train: Having, test: Having) -> dict[str, str]:
+    """What protocols say of samples without the modality, where there are any."""
+    if not train.lacking + test.lacking:
+        return {}
+    return {"without": f"{modality}: {train.lacking} samples in training, {test.lacking} in testing"}
 
 
 def _common(train: Sequence[str], test: Sequence[str]) -> list[str]:

@@ -21,9 +21,9 @@ from collimate.console import say
 from collimate.data.files import write_atomically
 from collimate_medical.pairing import check_patients
 
-COLUMNS = ("file", "split", "patient", "study", "when", "view", "captions", "findings", "labels")
-"""All that a table holds: path, part of the data, whose, of which study, date and time where the publisher shifted
-them, how it was taken, the report, label -> 1, 0 or -1, and the labels that are present."""
+COLUMNS = ("file", "split", "patient", "study", "when", "view", "captions", "findings", "labels", "severity")
+"""All that a table may hold: path, part of the data, whose, of which study, date and time where the publisher shifted
+them, how it was taken, the report, label -> 1, 0 or -1, the labels that are present, and a grade from 0."""
 
 PARTS = ("train", "val", "test")
 SHARES = (0.8, 0.1)  # ours, of train and val, where a data set has no split of its own
