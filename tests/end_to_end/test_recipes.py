@@ -27,6 +27,7 @@ FRESH = {  # what was trained before, as it is before training
 }
 LOCAL = ("bert-base-uncased", "roberta-base", "sentence-transformers/all-MiniLM-L6-v2")
 PATIENTS = "world-patients:train?patients=8&size=32"
+FILMS = "world-clip:train?length=4&frames=4&size=32&sound=true"
 ROOMS = "world-rooms:train?length=4"
 SWEEPS = "world-sweeps:train?length=4"
 OBJECTS = f"lidar-objects:{SWEEPS}"
@@ -57,7 +58,8 @@ def test_a_recipe_builds_and_steps(app, name: str, tmp_path: Path):
     write = write_sounds if app.name == "audio" else write_pictures
     text = Path(app.recipe(name)).read_text()
     lidar = OBJECTS if "object_processor" in text else SWEEPS if "sweep_processor" in text else ROOMS
-    ours = {"medical": PATIENTS, "three-d": lidar}.get(app.name)
+    films = FILMS if "CoAVT" in text else None
+    ours = {"medical": PATIENTS, "three-d": lidar, "video": films}.get(app.name)
     data = ours or write(tmp_path / "data", count=4)
     overrides = [f"--output={tmp_path}", "--trainer.accelerator=cpu", "--trainer.precision=32-true"]
     overrides += ["--trainer.strategy=auto", "--trainer.devices=1", f"--data.train={data}"]

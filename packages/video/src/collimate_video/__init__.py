@@ -1,7 +1,8 @@
-"""Video methods: ALPRO, VATT with gradient harmonization, multigrid schedules."""
+"""Video methods: ALPRO, VATT with gradient harmonization, CoAVT, multigrid schedules."""
 
 from collimate_video.alpro import ALPRO, ALPROAnswers, EntityPrompter, Prompter
 from collimate_video.augmentation import ClipRandAugment, DenseClips, VideoAugmentation
+from collimate_video.coavt import CoAVT, SpectrogramPatches
 from collimate_video.frame_encoder import FrameEncoder
 from collimate_video.mean_of_frames import MeanOfFrames
 from collimate_video.processor import VideoProcessor
@@ -27,6 +28,7 @@ __all__ = [
     "ALPROAnswers",
     "Candidates",
     "ClipRandAugment",
+    "CoAVT",
     "DecodedVideo",
     "DenseClips",
     "Draws",
@@ -41,6 +43,7 @@ __all__ = [
     "SegmentCentres",
     "SegmentDraws",
     "SegmentStarts",
+    "SpectrogramPatches",
     "TimeSformer",
     "TokenEncoder",
     "TokenTransformer",

@@ -82,6 +82,8 @@ class BertTokenHead(nn.Module):
 class AttentionWeights(nn.Module):
     """Scaled dot-product attention, whose weights can be recorded.
 
+    A mask tells what is attended to: (B, S) by all vectors, or (B, L, S) by each.
+
     Attributes:
         recorded: where each call leaves its weights, (B, H, L, S), with their graph; None records nothing, so that the
             fused kernels need never hold them.
@@ -100,7 +102,7 @@ class AttentionWeights(nn.Module):
             projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for projected in (self.query(hidden), self.key(context), self.value(context))
         )
-        allowed = None if mask is None else mask[:, None, None, :]
+        allowed = None if mask is None else mask[:, None, None] if mask.ndim == 2 else mask[:, None]
         rate = self.dropout if self.training else 0.0
         if self.recorded is None:
             attended = scaled_dot_product_attention(query, key, value, allowed, rate)

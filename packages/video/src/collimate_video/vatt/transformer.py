@@ -31,13 +31,20 @@ class TokenTransformer(nn.Module, Configurable):
         width: D.
         layers, heads, hidden: of the transformer; hidden is the width of the MLPs.
         dropout: in training.
+        init_std: of random weights; see `collimate.encoders.Bert`.
 
     Raises:
         ValueError: heads do not divide the width.
     """
 
     def __init__(
-        self, width: int = 768, layers: int = 12, heads: int = 12, hidden: int = 3072, dropout: float = 0.1
+        self,
+        width: int = 768,
+        layers: int = 12,
+        heads: int = 12,
+        hidden: int = 3072,
+        dropout: float = 0.1,
+        init_std: float = INITIAL_STD,
     ) -> None:
         super().__init__()
         if width % heads:
@@ -53,7 +60,7 @@ class TokenTransformer(nn.Module, Configurable):
         self.dropout = nn.Dropout(dropout)
         for name, parameter in self.layers.named_parameters():
             if parameter.ndim == 2:
-                nn.init.trunc_normal_(parameter, std=INITIAL_STD)
+                nn.init.trunc_normal_(parameter, std=init_std)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
