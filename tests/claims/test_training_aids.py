@@ -184,3 +184,19 @@ def going_on():
 @pytest.fixture(scope="module")
 def selection():
     return compare("selection", SELECTED, SEEDS)
+
+
+@pytest.mark.slow
+def test_sam_ends_where_the_loss_is_flatter(sharpness):
+    assert sharpness.difference("AdamW", "SAM", "rise").low > 0
+
+
+@pytest.mark.slow
+def test_a_little_old_data_holds_back_forgetting(going_on):
+    assert going_on.difference("re-warmed, a tenth of old data", "re-warmed", "old after").low > 0
+
+
+@pytest.mark.slow
+def test_selection_finds_true_captions_and_teaches_more_than_a_random_third(selection):
+    assert max(selection.values["the best third"]["wrong captions"]) < 0.3
+    assert selection.difference("the best third", "a random third", "zero-shot").low > 0
