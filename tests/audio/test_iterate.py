@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -234,7 +235,7 @@ def test_a_teacher_may_be_fine_tuned(tmp_path):
     """The tokenizer is then taught its logits."""
     classifier = section(
         "AudioClassifier",
-        encoder=section("BEATs", **ENCODER),
+        encoder=section("BEATs", **ENCODER, layer_drop=0.1),
         labels={
             "class_path": "collimate.processing.ClassLabels",
             "init_args": {"names": SOUND_CLASSES, "exclusive": True},
@@ -246,11 +247,46 @@ def test_a_teacher_may_be_fine_tuned(tmp_path):
     output = tmp_path / "run/iteration2"
     tuned = collimate.load(output / "fine_tuning/model")
     distilled = collimate.load(output / "distillation/model")
+    assert tuned.encoders["audio"].encoder.layers.layer_drop == 0.1, "what the recipe of fine-tuning says"
+    assert not distilled.teacher.training, "and leaves out no layer of a teacher"
     assert distilled.estimator.target_width == len(SOUND_CLASSES) == distilled.head.predictor.out_features
     for name, value in tuned.encoders["audio"].state_dict().items():
         assert torch.equal(distilled.teacher.state_dict()[name], value)
     before = BEATs.from_pretrained(tmp_path / "run/iteration1/encoder").state_dict()
     assert not all(torch.equal(before[name], value) for name, value in distilled.teacher.state_dict().items())
+
+
+def test_several_devices_train_in_processes_of_their_own(tmp_path, monkeypatch):
+    """Lightning repeats the command of the process that asks for them, which must be one of training."""
+    started = []
+    monkeypatch.setattr("collimate_audio.iterate.subprocess.run", lambda command: started.append(command) or _Done)
+    with pytest.raises(SystemExit):  # no model is there afterwards: training was asked to stop
+        run(plan(tmp_path, trainer={"devices": 2, "strategy": "ddp"}))
+    (command,) = started
+    assert command[:5] == [sys.executable, "-m", "collimate", "audio", "train"]
+    written = yaml.safe_load((tmp_path / "run" / RUNS[0] / "recipe.yaml").read_text())["trainer"]
+    assert written["devices"] == 2
+    assert written["strategy"] == "ddp"
+    assert written["max_steps"] == 6, "the recipe's own settings stay"
+
+
+class _Done:
+    returncode = 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_devices_train_what_one_does(tmp_path):
+    """Each has half of the batch; what is drawn within the encoder differs, so that there is no dropout here."""
+    halves = {"batch_size": 2}
+    plans = {}
+    for name, data, trainer in (("one", {}, {}), ("two", halves, {"devices": 2, "strategy": "ddp"})):
+        encoder = recipe(pretraining_section(), steps=3, data=data)
+        plans[name] = plan(tmp_path / name, iterations=1, encoder=encoder, trainer=trainer)
+        run(plans[name])
+    one, two = (load_file(tmp_path / name / "run" / PRODUCTS[0] / "model.safetensors") for name in plans)
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-5)
 
 
 def test_the_stages_of_a_plan_with_a_fine_tuned_teacher():
@@ -280,8 +316,9 @@ def test_overrides_of_recipes():
         ({"iterations": 0}, "at least 1"),
         ({"fine_tune": [2]}, "by which recipe"),
         ({"fine_tune": [1], "fine_tuning": {"model": {}}}, "from 2 to 2"),
+        ({"trainer": {"devices": 2, "max_steps": 3}}, r"--encoder\.trainer\.max_steps"),
     ],
-    ids=["no iteration", "no recipe", "no teacher"],
+    ids=["no iteration", "no recipe", "no teacher", "not of the machine"],
 )
 def test_plans_that_contradict_themselves(changes, said):
     with pytest.raises(ValueError, match=said):

@@ -116,6 +116,25 @@ def test_changed_data_are_refused(tmp_path):
         LabelledSource(folder, Short(prefix="new ")).read(2)
 
 
+def test_batches_that_are_sorted_by_length_keep_their_labels(tmp_path):
+    """They end where their longest clip does; what is on disk is of whole clips."""
+    made, source = tokenizer(), Short()
+    sounds = made.processor.batch(source.read(index)["wav"] for index in range(len(source)))
+    batch = {"audio": made.processor.trimmed(sounds), "position": torch.arange(len(source))}
+    online, offline = pretraining(made), pretraining(None)
+    on_disk = read_labels(write_labels(made, source, tmp_path)).to(torch.int16)
+    assert on_disk.shape[1] > online.embed(batch)["labels"].shape[1], "something is cut"
+    for name, value in online.embed(batch).items():
+        assert torch.equal(offline.embed({**batch, LABELS: on_disk})[name], value), name
+
+
+def test_labelled_sounds_are_as_long_as_the_sounds(tmp_path):
+    folder = write_labels(tokenizer(), DATA, tmp_path / "labels")
+    labelled, source = LabelledSource(folder), open_source(DATA)
+    assert [labelled.size_of(index) for index in range(10)] == [source.size_of(index) for index in range(10)]
+    assert not hasattr(LabelledSource(write_labels(tokenizer(), Short(), tmp_path / "short"), Short()), "size_of")
+
+
 def test_a_damaged_sample_has_no_labels(tmp_path):
     source = Short(damaged=4)
     folder = write_labels(tokenizer(), source, tmp_path)

@@ -38,7 +38,7 @@ def gradients(function, arguments):
     return [found, *torch.autograd.grad(found, leaves, upper.to(found.dtype))]
 
 
-@pytest.mark.parametrize("block", [3, 256])
+@pytest.mark.parametrize(("block", "kept"), [(3, 0), (3, 512), (256, 512)])
 @pytest.mark.parametrize(
     "choice",
     [
@@ -49,8 +49,9 @@ def gradients(function, arguments):
         {"gated": False, "biased": False},
     ],
 )
-def test_value_and_gradients_are_the_formulas(choice, block, monkeypatch):
+def test_value_and_gradients_are_the_formulas(choice, block, kept, monkeypatch):
     monkeypatch.setattr("collimate_audio.relative_attention.BLOCK", block)
+    monkeypatch.setattr("collimate_audio.relative_attention.KEPT", kept)
     arguments = inputs(**choice)
     for ours, exact in zip(gradients(relative_attention, arguments), gradients(formula, arguments), strict=True):
         torch.testing.assert_close(ours, exact, rtol=1e-10, atol=1e-12)
@@ -65,15 +66,20 @@ def test_threads_change_nothing(monkeypatch):
         assert torch.equal(one, other)
 
 
-def test_nothing_but_the_output_is_kept_for_backward():
+def test_no_more_than_the_weights_is_kept_for_backward(monkeypatch):
+    """And of long clips nothing but the output, as if there were no attention."""
     arguments = inputs(tokens=128, dtype=torch.float32)
     scores = CLIPS * HEADS * 128 * 128 * 4
     given = [each for each in arguments if each is not None]
     with saved_memory(given) as ours:
         found = relative_attention(*arguments)
+    monkeypatch.setattr("collimate_audio.relative_attention.KEPT", 127)
+    with saved_memory(given) as long:
+        relative_attention(*arguments)
     with saved_memory(given) as theirs:
-        plain = formula(*arguments)
-    assert ours.bytes == found.nbytes == plain.nbytes
+        formula(*arguments)
+    assert ours.bytes == found.nbytes + scores
+    assert long.bytes == found.nbytes
     assert theirs.bytes > scores
 
 

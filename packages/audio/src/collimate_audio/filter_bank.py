@@ -145,18 +145,15 @@ def filter_bank(
     window, shift = frame_samples(sample_rate)
     if waveforms.shape[-1] < window:
         raise ValueError(f"Waveforms of {waveforms.shape[-1]} samples are shorter than one frame of {window}.")
+    frames = 1 + (waveforms.shape[1] - window) // shift
+    rows = CPU_ROWS if waveforms.device.type == "cpu" else DEVICE_ROWS
+    clips = max(1, rows // frames)
+    found = waveforms.new_empty(len(waveforms), frames, mel_bands, dtype=torch.float32)
     with torch.autocast(waveforms.device.type, enabled=False):
-        frames, means = _emphasised_frames(waveforms.float(), window, shift)
-        size = frames.shape[-1]
-        weights = _povey_window(window, size, waveforms.device)
-        bands = _mel_bands(mel_bands, size, sample_rate, waveforms.device)
-        rows = CPU_ROWS if waveforms.device.type == "cpu" else DEVICE_ROWS
-        clips = max(1, rows // frames.shape[1])
-        found = [
-            _log_energies((some - mean).mul_(weights), bands)
-            for some, mean in zip(frames.split(clips), means.split(clips), strict=True)
-        ]
-        return torch.cat(found)
+        for first in range(0, len(waveforms), clips):
+            some = _weighted_frames(waveforms[first : first + clips].float(), window, shift)
+            found[first : first + clips] = _log_energies(some, sample_rate, mel_bands)
+    return found
 
 
 def frame_samples(sample_rate: int) -> tuple[int, int]:
@@ -164,14 +161,11 @@ def frame_samples(sample_rate: int) -> tuple[int, int]:
     return sample_rate * FRAME_MS // 1000, sample_rate * SHIFT_MS // 1000
 
 
-def _emphasised_frames(
-    waveforms: Float[Tensor, "B N"], window: int, shift: int
-) -> tuple[Float[Tensor, "B F T"], Float[Tensor, "B F 1"]]:
-    """Frames of x_n - 0.97 x_(n-1), as a view of the whole waveform; and what the mean of each adds to all of it.
+def _weighted_frames(waveforms: Float[Tensor, "B N"], window: int, shift: int) -> Float[Tensor, "B F T"]:
+    """Frames of x_n - 0.97 x_(n-1), without their means, under the window; 0 up to the T samples of the transform.
 
-    Emphasis and mean are linear, so that overlapping frames share them. The first sample of a frame, which Kaldi
-    emphasises by itself, has no weight in the window. Frames reach on to the T samples of the transform, where the
-    window is 0.
+    Emphasis and mean are linear, so that overlapping frames share them: frames are a view of the whole waveform. The
+    first sample of a frame, which Kaldi emphasises by itself, has no weight in the window.
     """
     size, count = 2 ** math.ceil(math.log2(window)), 1 + (waveforms.shape[1] - window) // shift
     # Frames lose their means in any case; without the first one's, the rest of a large offset costs no digits.
@@ -181,14 +175,15 @@ def _emphasised_frames(
     block = math.gcd(window, shift)
     blocks = waveforms[:, : waveforms.shape[1] // block * block].unflatten(1, (-1, block)).mean(2)
     means = blocks.unfold(1, window // block, shift // block).mean(2)[:, :count, None]
-    return frames, (1 - PREEMPHASIS) * means
+    return (frames - (1 - PREEMPHASIS) * means).mul_(_povey_window(window, size, waveforms.device))
 
 
-def _log_energies(frames: Float[Tensor, "B F T"], bands: list[_Bands]) -> Float[Tensor, "B F M"]:
+def _log_energies(frames: Float[Tensor, "B F T"], sample_rate: int, mel_bands: int) -> Float[Tensor, "B F M"]:
     spectrum = torch.fft.rfft(frames)
-    power = spectrum.real.square() + spectrum.imag.square()
+    power = torch.addcmul(spectrum.real.square(), spectrum.imag, spectrum.imag)
+    bands = _mel_bands(mel_bands, frames.shape[-1], sample_rate, frames.device)
     energies = [power[..., some.first : some.first + len(some.weights)] @ some.weights for some in bands]
-    return torch.cat(energies, -1).clamp_min(FLOOR).log()
+    return torch.cat(energies, -1).clamp_min_(FLOOR).log_()
 
 
 class _Bands(NamedTuple):

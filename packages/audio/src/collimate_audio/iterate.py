@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,9 @@ from collimate_audio.trained import trained_encoder, trained_head, trained_token
 SECTIONS = ("encoder", "tokenizer", "fine_tuning")
 """The recipes of a plan; `--encoder.trainer.max_steps 100` overrides what the recipe says."""
 
+MACHINE = ("accelerator", "devices", "num_nodes", "strategy")
+"""What a plan may say of the trainer of all stages: nothing that changes what is trained."""
+
 DEMO = "beats_iterate_demo"
 PLAN = "plan.json"
 Recipe = dict[str, Any]
@@ -65,8 +69,9 @@ class Plan:
         target: what a tokenizer is taught by a fine-tuned teacher: its `logits`, as in the paper, or its `features`.
         labels: made in `training`, of what the encoder sees; or once, on `disk`, for training data of one source and
             without augmentation.
-        launch: what starts training on several devices, as a list of words: `[torchrun, --nproc-per-node=8]`. Training
-            runs in this process unless given.
+        trainer: where all stages are trained, over what their recipes say: `{devices: 8, strategy: ddp}`; any of
+            `MACHINE`. On several devices each stage is a process of its own, which starts those of the other devices.
+        launch: what starts training instead, as a list of words: `[torchrun, --nproc-per-node=8]`, or a cluster's own.
         evaluation: data with classes, by which iterations are compared; see `Evaluation`.
 
     Raises:
@@ -83,11 +88,17 @@ class Plan:
         fine_tune: list[int] | None = None,
         target: Literal["logits", "features"] = "logits",
         labels: Literal["training", "disk"] = "training",
+        trainer: dict[str, Any] | None = None,
         launch: list[str] | None = None,
         evaluation: dict[str, Any] | None = None,
     ) -> None:
         if iterations < 1:
             raise ValueError(f"iterations is at least 1; got {iterations}.")
+        if wrong := sorted(set(trainer or {}) - set(MACHINE)):
+            raise ValueError(
+                f"trainer.{wrong[0]} is a recipe's to say: --encoder.trainer.{wrong[0]}. A plan's trainer has "
+                f"{', '.join(MACHINE)}."
+            )
         self.fine_tune = sorted(fine_tune or [])
         if self.fine_tune and fine_tuning is None:
             raise ValueError(
@@ -104,6 +115,7 @@ class Plan:
             "fine_tuning": fine_tuning,
         }
         self.target, self.labels, self.launch = target, labels, launch
+        self.trainer: Recipe = trainer or {}
         self.evaluation = Evaluation(**evaluation) if evaluation else None
 
     def folder(self, iteration: int, name: str) -> Path:
@@ -194,8 +206,6 @@ class Iterations:
                 continue
             say(f"{title}. {self._steps_behind(stages[: number - 1])}")
             self._guarded(stage.run, title)
-            if not stage.done:  # training in another process was asked to stop, and has said so
-                raise SystemExit(0)
             say(f"{stage.product} after {time.monotonic() - began:.0f} s.")
         self._guarded(lambda: write_report(self), "The comparison")
 
@@ -267,17 +277,24 @@ class Iterations:
         recipe = {**self.recipes[section], "output": str(folder)}
         model = recipe["model"]
         recipe["model"] = {**model, "init_args": {**model.get("init_args", {}), **parts}}
+        recipe["trainer"] = {**(recipe.get("trainer") or {}), **self.plan.trainer}
         path = folder / "recipe.yaml"
         write_atomically(path, yaml.safe_dump(recipe, sort_keys=False).encode())
         arguments = [f"--config={path}", *self.overrides[section], *further, f"--output={folder}"]
-        if self.plan.launch is None:
+        launch = self.plan.launch
+        if launch is None:
             cli = cli_for(arguments, "train", self.app)
-            return fit(cli.trainer, cast(Method, cli.model), cli.datamodule)
+            if cli.trainer.num_devices * cli.trainer.num_nodes == 1:
+                return fit(cli.trainer, cast(Method, cli.model), cli.datamodule)
+            launch = [sys.executable]  # the other devices' processes repeat the command that starts theirs
         name = "audio" if self.app is None else self.app.name
-        done = subprocess.run([*self.plan.launch, "-m", "collimate", name, "train", *arguments])
+        done = subprocess.run([*launch, "-m", "collimate", name, "train", *arguments])
         if done.returncode:
             raise RuntimeError(f"Training in {folder} failed with status {done.returncode}; its messages stand above.")
-        return folder / "model"
+        model = folder / "model"
+        if not model.exists():  # training was asked to stop, and has said so
+            raise SystemExit(0)
+        return model
 
     def _guarded(self, work: Callable[[], None], title: str) -> None:
         try:

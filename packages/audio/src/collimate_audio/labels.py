@@ -14,7 +14,7 @@ Shape legend: n samples of a file, L patches of a clip.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from io import BytesIO
@@ -206,6 +206,11 @@ class LabelledSource(Source):
     @property
     def class_names(self) -> list[str] | None:
         return class_names(self.source)
+
+    @property
+    def size_of(self) -> Callable[[int], float]:
+        """Where the source knows how long its samples are; batches are sorted by it."""
+        return self.source.size_of  # type: ignore[attr-defined]
 
     @property
     def is_remote(self) -> bool:

@@ -131,7 +131,7 @@ class BeatsPretraining(Method):
     def labels(
         self, batch: dict[str, Any], bank: Float[Tensor, "B F M"], frames: Bool[Tensor, "B F"] | None
     ) -> Int64[Tensor, "B L"]:
-        """The labels of a batch, from the tokenizer or the batch.
+        """The labels of a batch, from the tokenizer or the batch; what lies beyond its longest clip is left out.
 
         Raises:
             ValueError: the batch's were made with another front end, or are more than the predictor knows.
@@ -145,7 +145,8 @@ class BeatsPretraining(Method):
                 f"The labels are not for this encoder: {_difference(made, own)}. Write them anew with a tokenizer that "
                 "was trained with this front end (`collimate audio tokenize`), or give the recipe their settings."
             )
-        return batch[LABELS].long()
+        steps, bands = encoder.grid(bank)
+        return batch[LABELS][:, : steps * bands].long()
 
     @property
     def _audio(self) -> tuple[Any, Any]:

@@ -1,10 +1,11 @@
-"""Attention with a relative bias that each query may scale, without ever holding all scores.
+"""Attention with a relative bias that each query may scale, block by block.
 
     score_ij = q_i . k_j / sqrt(d) + g_i r_ij,    P = softmax(score),    o = P v
 
-g differs by clip, head and query, and r by head, so that g r is as large as the scores. On a CPU, forward and backward
-go block by block through queries, and a block's scores are made where they are needed, in a core's cache; with ∘ the
-product by elements,
+g differs by clip, head and query, and r by head, so that g r is as large as the scores, of which the plain form holds a
+dozen. On a CPU, forward and backward go block by block through queries, and whatever is as large as a block's scores
+stays in a core's cache. P alone is kept for backward, and beyond `KEPT` tokens made anew instead. With ∘ the product by
+elements,
 
     dS = P ∘ (do v' - (do . o)),    dq = dS k / sqrt(d),    dk = dS' q / sqrt(d),    dg_i = dS_i . r_i,    dr = g dS
 
@@ -28,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from collimate.kernels.threads import for_each
 
 BLOCK = 256  # ours: R; with 496 keys a block's scores take 0.5 MiB in float32
+KEPT = 512  # ours: P of a head takes 1 MiB then, 16 times its q, k, v and o in the base model
 
 
 def relative_attention(
@@ -79,36 +81,47 @@ class _RelativeAttention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, gate: Any, bias: Any, mask: Any) -> Tensor:
         found = torch.empty_like(query)
         clips, heads, length, _ = query.shape
+        kept = None if length > KEPT else query.new_empty(clips, heads, length, length, dtype=_exact(query))
 
         def visit(head: int) -> None:
+            scratch = query.new_empty(2, min(BLOCK, length), length, dtype=_exact(query))
             for clip in range(clips):
                 inputs = _inputs(clip, head, query, key, value, gate, bias, mask)
                 for rows in _blocks(length):
-                    found[clip, head, rows] = inputs.probabilities(rows) @ inputs.value
+                    scores, weights = scratch[:, : rows.stop - rows.start]
+                    weights = weights if kept is None else kept[clip, head, rows]
+                    found[clip, head, rows] = inputs.probabilities(rows, scores, weights) @ inputs.value
 
         with torch.autocast(query.device.type, enabled=False):
             for_each(visit, range(heads), query.device)
-        ctx.save_for_backward(query, key, value, gate, bias, mask, found)
+        ctx.save_for_backward(query, key, value, gate, bias, mask, found, kept)
         return found
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, gate, bias, mask, found = ctx.saved_tensors
+        query, key, value, gate, bias, mask, found, kept = ctx.saved_tensors
         (gradient,) = gradients
+        clips, heads, length, _ = query.shape
         sums = [
             torch.zeros_like(tensor, dtype=_exact(tensor)) if learns else None
             for tensor, learns in zip((query, key, value, gate, bias), ctx.needs_input_grad[:5], strict=True)
         ]
 
         def visit(head: int) -> None:
-            for clip in range(len(query)):
+            scratch = query.new_empty(2, min(BLOCK, length), length, dtype=_exact(query))
+            for clip in range(clips):
                 inputs = _inputs(clip, head, query, key, value, gate, bias, mask)
                 upper = gradient[clip, head].to(inputs.query.dtype)
                 whole = (upper * found[clip, head]).sum(1, keepdim=True)
-                _backward(inputs, upper, whole, _Gradients(*(_place(each, clip, head) for each in sums)))
+                into = _Gradients(*(_place(each, clip, head) for each in sums))
+                for rows in _blocks(length):
+                    scores, weights = scratch[:, : rows.stop - rows.start]
+                    weights = inputs.probabilities(rows, scores, weights) if kept is None else kept[clip, head, rows]
+                    _backward(inputs, rows, weights, upper[rows], whole[rows], into, scores)
 
-        for_each(visit, range(query.shape[1]), query.device)  # a head's bias has one thread that adds to it
+        with torch.autocast(query.device.type, enabled=False):
+            for_each(visit, range(heads), query.device)  # a head's bias has one thread that adds to it
         given = query, key, value, gate, bias
         return *(None if each is None else each.to(like.dtype) for each, like in zip(sums, given, strict=True)), None
 
@@ -127,16 +140,18 @@ class _Inputs(NamedTuple):
     def scale(self) -> float:
         return 1 / math.sqrt(self.query.shape[1])
 
-    def probabilities(self, rows: slice) -> Float[Tensor, "R L"]:
-        """P of some queries."""
+    def probabilities(self, rows: slice, scores: Float[Tensor, "R L"], into: Float[Tensor, "R L"]) -> Tensor:
+        """P of some queries; what `scores` held is lost."""
         if self.bias is None:
-            scores = torch.mm(self.query[rows], self.key.mT).mul_(self.scale)
+            torch.mm(self.query[rows], self.key.mT, out=scores).mul_(self.scale)
         else:
-            added = self.bias[rows] if self.gate is None else self.gate[rows] * self.bias[rows]
-            scores = torch.addmm(added, self.query[rows], self.key.mT, alpha=self.scale)
+            scores.copy_(self.bias[rows]) if self.gate is None else torch.mul(
+                self.gate[rows], self.bias[rows], out=scores
+            )
+            scores.addmm_(self.query[rows], self.key.mT, alpha=self.scale)
         if self.hidden is not None:
             scores.masked_fill_(self.hidden, torch.finfo(scores.dtype).min)
-        return scores.softmax(1)
+        return torch.softmax(scores, 1, out=into)
 
 
 class _Gradients(NamedTuple):
@@ -169,21 +184,28 @@ def _place(tensor: Tensor | None, clip: int, head: int) -> Tensor | None:
     return tensor[head] if tensor.ndim == 3 else tensor[clip, head]
 
 
-def _backward(inputs: _Inputs, upper: Float[Tensor, "L d"], whole: Float[Tensor, "L 1"], into: _Gradients) -> None:
-    for rows in _blocks(len(upper)):
-        weights = inputs.probabilities(rows)
-        if into.value is not None:
-            into.value.addmm_(weights.mT, upper[rows])
-        scores = torch.addmm(-whole[rows], upper[rows], inputs.value.mT).mul_(weights)
-        if into.query is not None:
-            into.query[rows] = inputs.scale * (scores @ inputs.key)
-        if into.key is not None:
-            into.key.addmm_(scores.mT, inputs.query[rows], alpha=inputs.scale)
-        if into.gate is not None and inputs.bias is not None:
-            into.gate[rows] = torch.mul(scores, inputs.bias[rows], out=weights).sum(1, keepdim=True)
-        if into.bias is not None:
-            into.bias[rows] += scores if inputs.gate is None else scores.mul_(inputs.gate[rows])
+def _backward(
+    inputs: _Inputs,
+    rows: slice,
+    weights: Float[Tensor, "R L"],
+    upper: Float[Tensor, "R d"],
+    whole: Float[Tensor, "R 1"],
+    into: _Gradients,
+    scores: Float[Tensor, "R L"],
+) -> None:
+    """Add what some queries give to the gradients; dS is made in `scores`."""
+    if into.value is not None:
+        into.value.addmm_(weights.mT, upper)
+    torch.mm(upper, inputs.value.mT, out=scores).sub_(whole).mul_(weights)
+    if into.query is not None:
+        into.query[rows] = inputs.scale * (scores @ inputs.key)
+    if into.key is not None:
+        into.key.addmm_(scores.mT, inputs.query[rows], alpha=inputs.scale)
+    if into.gate is not None and inputs.bias is not None:
+        into.gate[rows] = (scores * inputs.bias[rows]).sum(1, keepdim=True)
+    if into.bias is not None:
+        into.bias[rows] += scores if inputs.gate is None else scores.mul_(inputs.gate[rows])
 
 
 def _blocks(length: int) -> list[slice]:
-    return [slice(first, first + BLOCK) for first in range(0, length, BLOCK)]
+    return [slice(first, min(first + BLOCK, length)) for first in range(0, length, BLOCK)]
