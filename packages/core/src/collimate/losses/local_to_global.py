@@ -7,9 +7,9 @@ global vector g_n and the locals l_n1 ... l_nM of sample n,
 
 The other locals of a sample are neither its positives nor its negatives. All terms of a sample share the sum over
 negatives, whose logarithm is one log-sum-exp a sample, by the tiled kernel of all contrasts; so that the n x M x (n M)
-logits of the formula are never held.
+logits of the formula are never held. Locals that are padding are left out before any product is taken.
 
-Shape legend: n samples of this rank, M locals a sample, D width.
+Shape legend: n samples of this rank, M locals a sample, m locals of all samples that are real, D width.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -53,29 +53,29 @@ def local_to_global_loss(
     """
     _check(features, local_features, mask)
     samples, count, _ = local_features.shape
-    mask = torch.ones(samples, count, dtype=torch.bool, device=features.device) if mask is None else mask
     dtype = torch.promote_types(features.dtype, torch.float32)
     features, local_features = features.to(dtype), local_features.to(dtype)
     scale = torch.as_tensor(logit_scale, device=features.device).reshape(())
-    others = _OfOthers(count, mask.flatten())
-    negatives = row_logsumexp(features, local_features.flatten(0, 1), scale, others, normalize=False)
+    owner = torch.arange(samples, dtype=torch.int32, device=features.device).repeat_interleave(count)
+    others = local_features.flatten(0, 1)
+    if mask is not None:
+        owner, others = owner[mask.flatten()], others[mask.flatten()]
+    negatives = row_logsumexp(features, others, scale, _OfOthers(owner), normalize=False)
     positives = scale * torch.einsum("nd,nmd->nm", features, local_features)
     losses = softplus(negatives[:, None] - positives)
-    real = mask.to(losses.dtype)
+    real = torch.ones_like(losses) if mask is None else mask.to(losses.dtype)
     return ((losses * real).sum(1) / real.sum(1).clamp_min(1)).mean().to(dtype)
 
 
 @dataclass(frozen=True)
 class _OfOthers:
-    """Which locals are negatives of a sample: the real ones of the others."""
+    """Which locals are negatives of a sample: those of the others, who are their owners."""
 
-    count: int
-    real: Bool[Tensor, " nM"]
+    owner: Int[Tensor, " m"]
 
     def __call__(self, rows: slice, columns: slice) -> Bool[Tensor, "rows columns"]:
-        sample = torch.arange(rows.start, rows.stop, device=self.real.device)
-        owner = torch.arange(columns.start, columns.stop, device=self.real.device) // self.count
-        return (sample[:, None] != owner) & self.real[columns]
+        sample = torch.arange(rows.start, rows.stop, dtype=self.owner.dtype, device=self.owner.device)
+        return sample[:, None] != self.owner[columns]
 
 
 def _check(features: Tensor, local_features: Tensor, mask: Tensor | None) -> None:

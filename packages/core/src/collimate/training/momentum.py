@@ -20,6 +20,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from collimate.training.sharding import reshard
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -42,6 +44,8 @@ def follow(followers: nn.Module, leaders: nn.Module, momentum: float) -> None:
     Raises:
         ValueError: the two have not the same parameters; names the first that differs.
     """
+    for module in (leaders, followers):
+        reshard(module)
     theirs, ours = dict(leaders.named_parameters()), dict(followers.named_parameters())
     if differing := sorted(theirs.keys() ^ ours.keys()):
         raise ValueError(

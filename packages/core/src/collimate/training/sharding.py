@@ -9,7 +9,7 @@ from __future__ import annotations
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from collimate import distributed
@@ -52,6 +52,13 @@ def shard(method: nn.Module, mesh: DeviceMesh) -> None:
     for parameter in method.parameters():
         if parameter.requires_grad and not isinstance(parameter, DTensor):
             parameter.register_post_accumulate_grad_hook(average)
+
+
+def reshard(module: nn.Module) -> None:
+    """Let go of whole weights that forward passes without a backward one have left on each rank."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def is_sharded(method: nn.Module) -> bool:
