@@ -1,0 +1,1 @@
+"""Pages of the documentation that are written at build time, from the code, the guides and the recipes."""
