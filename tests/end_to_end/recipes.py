@@ -23,6 +23,16 @@ def write_pictures(folder: Path, count: int = 40, side: int = 32) -> Path:
     return folder / "captions.jsonl"
 
 
+def write_hands(folder: Path, count: int = 8) -> Path:
+    """Pictures with key points, and `neighbours.npy` with a partner of each; the table's path."""
+    table, generator = write_pictures(folder, count), np.random.default_rng(0)
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    lines = [json.dumps(row | {"keypoints": generator.random((21, 2)).tolist()}) for row in rows]
+    table.write_text("\n".join(lines) + "\n")
+    np.save(folder / "neighbours.npy", np.arange(count)[:, None] ^ 1)
+    return table
+
+
 def write_sounds(folder: Path, count: int = 8, seconds: float = 1.0, rate: int = 16_000) -> Path:
     """WAV files of noisy tones in two classes, and the table that names them; the table's path."""
     import soundfile

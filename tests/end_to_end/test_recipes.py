@@ -11,7 +11,7 @@ from collimate.app import installed_apps
 from collimate.configurable import build
 from collimate.training.run import cli_for
 
-from .recipes import write_pictures, write_recipe, write_sounds
+from .recipes import write_hands, write_pictures, write_recipe, write_sounds
 
 RECIPES = [  # plans of several trainings have no model of their own
     (app, name)
@@ -25,7 +25,12 @@ FRESH = {  # what was trained before, as it is before training
     "collimate_audio.trained_encoder": "collimate_audio.BEATs",
     "collimate_audio.trained_tokenizer": "collimate_audio.RandomTokenizer",
 }
-LOCAL = ("bert-base-uncased", "roberta-base", "sentence-transformers/all-MiniLM-L6-v2")
+LOCAL = (
+    "bert-base-uncased",
+    "roberta-base",
+    "sentence-transformers/all-MiniLM-L6-v2",
+    "sentence-transformers/multi-qa-mpnet-base-dot-v1",
+)
 PATIENTS = "world-patients:train?patients=8&size=32"
 FILMS = "world-clip:train?length=4&frames=4&size=32&sound=true"
 ROOMS = "world-rooms:train?length=4"
@@ -55,8 +60,8 @@ def without_downloads(section: Any) -> Any:
 
 @pytest.mark.parametrize(("app", "name"), RECIPES, ids=[f"{app.name}-{name}" for app, name in RECIPES])
 def test_a_recipe_builds_and_steps(app, name: str, tmp_path: Path):
-    write = write_sounds if app.name == "audio" else write_pictures
     text = Path(app.recipe(name)).read_text()
+    write = write_sounds if app.name == "audio" else write_hands if "keypoints" in text else write_pictures
     lidar = OBJECTS if "object_processor" in text else SWEEPS if "sweep_processor" in text else ROOMS
     films = FILMS if "CoAVT" in text else None
     ours = {"medical": PATIENTS, "three-d": lidar, "video": films}.get(app.name)
@@ -64,6 +69,8 @@ def test_a_recipe_builds_and_steps(app, name: str, tmp_path: Path):
     overrides = [f"--output={tmp_path}", "--trainer.accelerator=cpu", "--trainer.precision=32-true"]
     overrides += ["--trainer.strategy=auto", "--trainer.devices=1", f"--data.train={data}"]
     overrides += ["--data.batch_size=2", "--data.global_batch_size=2", "--data.num_workers=0"]
+    if "WithNeighbours" in text:
+        overrides.append(f"--data.sampling.init_args.table={Path(data).parent / 'neighbours.npy'}")
     recipe = without_downloads(yaml.safe_load(Path(app.recipe(name)).read_text()))
     offline = write_recipe(tmp_path / "recipe.yaml", recipe)
     cli = cli_for([f"--config={offline}", *overrides], "train", app)

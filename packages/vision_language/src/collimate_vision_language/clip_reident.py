@@ -26,6 +26,7 @@ from collimate.losses import Paired, Smoothed, clip_loss
 from collimate.losses.composition import composed
 from collimate.processing import Processor
 from collimate.training import Method
+from collimate.training.pairs import side_by_side
 
 
 @composed(
@@ -63,12 +64,6 @@ class CLIPReIdent(Method):
         return self.encoders[modality](inputs, mask)
 
     def losses(self, embeddings: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
-        labels = batch["label"]
-        if len(labels) % 2 or not torch.equal(labels[::2], labels[1::2]):
-            raise ValueError(
-                "Pictures of one identity must stand side by side, two of each: set data.sampling to "
-                "collimate.data.PerLabel with samples: 2."
-            )
-        query, gallery = embeddings["image"][::2], embeddings["image"][1::2]
+        query, gallery = side_by_side(embeddings["image"], batch["label"])
         targets = Smoothed(Paired(), self.label_smoothing)
         return {"identity": clip_loss(query, gallery, self.logit_scale.exp(), targets=targets)}

@@ -223,7 +223,8 @@ def _probe(model: Model) -> dict[str, list[float]]:
 
 
 def _probe_inputs(model: Model) -> dict[str, Any]:
-    raw = {modality: processor.example() for modality, processor in _processors(model).items()}
+    processors, encoded = _processors(model), getattr(model, "modalities", None)  # methods may process labels too
+    raw = {name: each.example() for name, each in processors.items() if encoded is None or name in encoded}
     inputs: dict[str, Any] = {modality: [example] for modality, example in raw.items() if example is not None}
     if isinstance(model, Encoder) and not inputs and (example := model.example()) is not None:
         inputs["input"] = example

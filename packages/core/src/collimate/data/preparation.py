@@ -173,7 +173,7 @@ class Preparation:
         """The tensor of one modality of a sample, as it stands under a key of the row."""
         value = value_of(sample, self.fields[modality])
         with naming(sample, modality):
-            return self.process(modality, self.choose(value) if modality == "text" else value, key)
+            return self.process(modality, self.raw(modality, value), key)
 
     def extra(self, name: str, sample: Sample) -> Any:
         """What a row carries beside the modalities."""
@@ -199,6 +199,12 @@ class Preparation:
         processor: Any = self.processors["image"]
         placement = processor.placement(*open_image(picture).size)
         return processor(picture), [placed_box(box, placement) for box in boxes]
+
+    def raw(self, modality: str, value: Any) -> Any:
+        """What the processor is given: of captions one, of labels that a tokenizer reads their text."""
+        if modality == "text":
+            return self.choose(value)
+        return ", ".join(map(str, labels_of(value))) if self.processors[modality].modality == "text" else value
 
     def choose(self, captions: Any) -> str:
         """The one caption to use where a sample has several."""
