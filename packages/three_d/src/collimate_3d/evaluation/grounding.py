@@ -9,7 +9,7 @@ Beside all sentences are reported, where there are any: `unique` and `multiple`,
 object of its class; `easy` and `hard`, with one or two, or more distractors; `by relation` and `by name`, whose words
 for the target do or do not fit others too.
 
-Shape legend: n sentences, N boxes.
+Shape legend: n sentences.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from collimate.evaluation.features import Precision, autocast, evaluating, in_or
 from collimate.evaluation.report import Report
 from collimate.evaluation.result import Result
 from collimate_3d.evaluation.pictures import grounding_picture, influences
+from collimate_3d.graphs.geometry import box_overlap
 from collimate_3d.scene_graph_vlp import SceneGraphVLP
 from collimate_3d.scenes.processing import ReferralProcessor, checked_scene, unpacked_scenes
 
@@ -161,19 +162,6 @@ class GroundingResult(Result):
             )
         picture = grounding_picture(raw, answer.chosen, answer.referral.target, rests_on)
         return picture, answer.referral.text
-
-
-def box_overlap(one: Float[Tensor, "N 6"], other: Float[Tensor, "N 6"]) -> Float[Tensor, " N"]:
-    """Intersection over union of axis-aligned boxes, row by row; 0 where neither has a volume.
-
-    Args:
-        one, other: centre and full extents.
-    """
-    low = torch.maximum(one[:, :3] - one[:, 3:] / 2, other[:, :3] - other[:, 3:] / 2)
-    high = torch.minimum(one[:, :3] + one[:, 3:] / 2, other[:, :3] + other[:, 3:] / 2)
-    shared = (high - low).clamp_min(0).prod(1)
-    union = one[:, 3:].prod(1) + other[:, 3:].prod(1) - shared
-    return torch.where(union > 0, shared / union, 0.0)
 
 
 def accuracy_at(

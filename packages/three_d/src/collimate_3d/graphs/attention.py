@@ -29,9 +29,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from collimate_3d.graphs.base import GraphLayers
-from collimate_3d.graphs.geometry import pair_offsets, pair_places
+from collimate_3d.graphs.geometry import PLACES, pair_offsets, pair_places
 
-PLACES = 5
 SMALLEST_FACTOR = 1e-6  # 3D-VisTA, model/vision/transformers.py
 BIAS_WIDTH = 32  # 3D-VLP, relation_module.py
 Fusion = Literal["cond", "mul", "bias", "ctx", "add"]

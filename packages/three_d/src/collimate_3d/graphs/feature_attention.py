@@ -26,8 +26,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from collimate_3d.graphs.base import GraphLayers
-from collimate_3d.graphs.geometry import box_numbers, pair_numbers
-from collimate_3d.graphs.triplets import PAIR_NUMBERS, edges_between
+from collimate_3d.graphs.triplets import PAIR_NUMBERS, edge_numbers, edges_between
 
 Reduction = Literal["max", "sum"]
 
@@ -117,7 +116,7 @@ class FeatureAttentionGraph(GraphLayers):
         related: Bool[Tensor, "B M M"],
     ) -> Float[Tensor, "B M D"]:
         edges = edges_between(boxes, given, related, self.k).flip(0)  # here it is the subject that is told
-        features = self.edge_features(pair_numbers(box_numbers(boxes.detach().flatten(0, 1)), edges))
+        features = self.edge_features(edge_numbers(boxes, edges))
         flat, _, _ = attended(self.gconvs, nodes.flatten(0, 1), edges, features)
         return self.norm(flat).unflatten(0, nodes.shape[:2])
 

@@ -16,6 +16,7 @@ from torch import Tensor
 SMALLEST = 1e-3  # ours, in metres: flat boxes are that thick where logarithms are taken
 DISTANCE_EPS = 1e-10  # 3d-vista/3D-VisTA, model/vision/basic_modules.py
 CLUES = 27
+PLACES = 5  # numbers of a pair, in 3D-VisTA
 
 
 def corners(boxes: Float[Tensor, "... 6"]) -> Float[Tensor, "... 8 3"]:
@@ -33,6 +34,15 @@ def position_clues(corners: Float[Tensor, "... 8 3"]) -> Float[Tensor, "... 27"]
     corners = corners.detach()
     center = (corners.amax(-2) + corners.amin(-2)) / 2
     return torch.cat([center, (corners - center[..., None, :]).flatten(-2)], -1)
+
+
+def box_overlap(one: Float[Tensor, "*#rows 6"], other: Float[Tensor, "*#rows 6"]) -> Float[Tensor, "*rows"]:
+    """Intersection over union of axis-aligned boxes, row by row; 0 where neither has a volume."""
+    low = torch.maximum(one[..., :3] - one[..., 3:] / 2, other[..., :3] - other[..., 3:] / 2)
+    high = torch.minimum(one[..., :3] + one[..., 3:] / 2, other[..., :3] + other[..., 3:] / 2)
+    shared = (high - low).clamp_min(0).prod(-1)
+    union = one[..., 3:].prod(-1) + other[..., 3:].prod(-1) - shared
+    return torch.where(union > 0, shared / union, 0.0)
 
 
 def box_numbers(boxes: Float[Tensor, "N 6"]) -> Float[Tensor, "N 8"]:
@@ -78,15 +88,19 @@ def pair_places(
         given: which rows are objects; in 3D-VisTA padding counts, too, where distances are divided.
         normalize: divide distances by the largest of the scene.
     """
-    offset = centers.detach()[:, :, None] - centers.detach()[:, None]
-    squares = offset.square()
-    distance = (squares.sum(-1) + DISTANCE_EPS).sqrt()
-    across = (squares[..., :2].sum(-1) + DISTANCE_EPS).sqrt()
+    found = places_of(centers.detach()[:, :, None] - centers.detach()[:, None])
+    distance = found[..., 0]
     counted = distance if given is None else distance * (given[:, :, None] & given[:, None])
     largest = counted.amax((1, 2), keepdim=True).clamp_min(math.sqrt(DISTANCE_EPS))
-    shown = distance / largest if normalize else distance
+    return torch.cat([(distance / largest if normalize else distance)[..., None], found[..., 1:]], -1)
+
+
+def places_of(offset: Float[Tensor, "*rows 3"]) -> Float[Tensor, "*rows 5"]:
+    """The five numbers of `pair_places`, with distances in metres, from the differences d of centres."""
     x, y, z = offset.unbind(-1)
-    return torch.stack([shown, z / distance, across / distance, y / across, x / across], -1)
+    across = (x.square() + y.square() + DISTANCE_EPS).sqrt()
+    distance = (offset.square().sum(-1) + DISTANCE_EPS).sqrt()
+    return torch.stack([distance, z / distance, across / distance, y / across, x / across], -1)
 
 
 def pair_offsets(centers: Float[Tensor, "B M 3"]) -> Float[Tensor, "B M M 4"]:

@@ -23,11 +23,11 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from collimate_3d.graphs.base import GraphLayers
-from collimate_3d.graphs.geometry import box_numbers, nearest, pair_numbers
+from collimate_3d.graphs.geometry import PLACES, box_numbers, nearest, pair_numbers, places_of
 
 Ends = Literal["object", "both"]
 Aggregation = Literal["mean", "add"]
-PAIR_NUMBERS = 8
+PAIR_NUMBERS = 8 + PLACES
 
 
 class TripletConvolution(nn.Module):
@@ -85,8 +85,9 @@ class TripletConvolution(nn.Module):
 class TripletGraph(GraphLayers):
     """Objects that know their neighbours: triplet convolutions over the k nearest objects and over given relations.
 
-    Edge features are the eight numbers of 3DSSG (`pair_numbers`), without gradient, through one matrix [ours]. Nodes
-    are normalised at the end, as the layer adds to them without bound [ours].
+    Edge features are the eight numbers of 3DSSG (`pair_numbers`) and the five of 3D-VisTA (`places_of`), without
+    gradient, through one matrix [ours]: the former have no distance, which much of what is said of objects is about.
+    Nodes are normalised at the end, as the layer adds to them without bound [ours].
 
     Args:
         width: D.
@@ -124,8 +125,8 @@ class TripletGraph(GraphLayers):
         related: Bool[Tensor, "B M M"],
     ) -> Float[Tensor, "B M D"]:
         edges = edges_between(boxes, given, related, self.k)
-        numbers = box_numbers(boxes.detach().flatten(0, 1))
-        flat, _ = convolved(self.gconvs, nodes.flatten(0, 1), edges, self.edge_features(pair_numbers(numbers, edges)))
+        features = self.edge_features(edge_numbers(boxes, edges))
+        flat, _ = convolved(self.gconvs, nodes.flatten(0, 1), edges, features)
         return self.norm(flat).unflatten(0, nodes.shape[:2])
 
 
@@ -139,6 +140,13 @@ def edges_between(
     kept = (nearest(boxes[..., :3], given, k) | related) & given[:, :, None] & given[:, None]
     scene, subject, target = kept.nonzero(as_tuple=True)
     return torch.stack([subject, target]) + scene * given.shape[1]
+
+
+def edge_numbers(boxes: Float[Tensor, "B M 6"], edges: Int64[Tensor, "2 E"]) -> Float[Tensor, "E 13"]:
+    """What the boxes at the two ends of each edge say of each other. No gradient."""
+    flat = boxes.detach().flatten(0, 1)
+    offset = flat[edges[0], :3] - flat[edges[1], :3]
+    return torch.cat([pair_numbers(box_numbers(flat), edges), places_of(offset)], 1)
 
 
 def convolved(
