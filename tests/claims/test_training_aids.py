@@ -3,9 +3,8 @@
 Scenes of one object (synthetic, 32 pixels), CLIP with small towers, three seeds. What is measured on new scenes is
 zero-shot accuracy, among all 64 classes unless said otherwise.
 
-SAM: 1500 scenes for 250 steps, so that they are learnt by heart. AdamW, and AdamW in SAM with
-ρ = 0.05, which takes twice the passes. `rise` is by how much the loss of training batches is higher at the worst point at a
-distance of 0.05.
+SAM: 1500 scenes for 250 steps, so that they are learnt by heart. AdamW, and AdamW in SAM with ρ = 0.05, which takes
+twice the passes. `rise` is by how much the loss of training batches is higher at the worst point at a distance of 0.05.
 
 New data: CLIP learns four of the eight shapes for 150 steps, then the other four for 150. Its rate is warmed up and
 decays once more (`cosine_cycles`); or with a tenth of the old data in the batches; or it never decays between the two
