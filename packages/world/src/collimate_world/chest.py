@@ -135,12 +135,12 @@ def _vessels(visit: Visit, side: str, lung: _Lung) -> Plane | float:
 
 
 def _pleura(visit: Visit, side: str, lung: _Lung, y: Plane) -> Plane | float:
-    """The fine line of a collapsed lung, and the darkness beyond it, most of it above."""
+    """The fine line of a collapsed lung, and the air beyond it, which is black, most of it above."""
     if visit.place.get("pneumothorax") != side:
         return 0.0
     rim, above = _rim(visit), _step(0.25 - y, 0.2)
     line = np.exp(-(((lung.distance - rim) / 0.06) ** 2))
-    return above * (0.55 * line - 0.28 * _step(lung.distance - rim, 0.05))
+    return above * (0.55 * line - 0.65 * _step(lung.distance - rim, 0.05))
 
 
 def _rim(visit: Visit) -> float:
