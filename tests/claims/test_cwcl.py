@@ -51,6 +51,8 @@ class Number(Processor):
 class Looked(Encoder):
     """Vectors that a frozen encoder once gave, looked up: the same tower, which costs nothing."""
 
+    vectors: torch.Tensor
+
     def __init__(self, vectors: torch.Tensor) -> None:
         super().__init__()
         self.register_buffer("vectors", vectors)

@@ -112,7 +112,7 @@ def continued(seed: int, going_on: str, replayed: float = 0.0) -> dict[str, floa
         second = {"rate": "warmup_stable_decay", "warmup": 0.0, "lr": PEAK / 2}
     method = train(clip, old, seed, STEPS, 96, **{"lr": PEAK, **first})
     before = accuracy(method, OLD)
-    data = {new: 1 - replayed, old: replayed} if replayed else new
+    data = Listed([*new.samples, *old.samples[: round(len(new) * replayed / (1 - replayed))]])
     method = train(lambda: method, data, seed, STEPS, 96, **{"lr": PEAK, **second})
     return {"old before": before, "old after": accuracy(method, OLD), "new after": accuracy(method, NEW)}
 
@@ -155,7 +155,7 @@ def selected(seed: int, by: str) -> dict[str, float]:
         untrained.load_state_dict(weights)
         scores = loss_reduction(untrained, wanted, data).scores
         places = scores.argsort(descending=True)[: POOL // 3].numpy()
-    kept = Listed([data.samples[place] for place in places])
+    kept = Listed([data.samples[place] for place in places.tolist()])
     method = train(clip, kept, seed, 200, 96)
     return {"zero-shot": accuracy(method), "wrong captions": float(wrong[places].mean())}
 

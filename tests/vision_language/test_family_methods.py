@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 import collimate
 from collimate.checkpoints import save
-from collimate.data import DataModule, PerLabel, WithNeighbours, open_source
+from collimate.data import DataModule, PerLabel, TableSource, WithNeighbours
 from collimate.encoders import Bert, MLPProjection, OpenClipImageEncoder, OpenClipTextEncoder
 from collimate.losses import supcon_loss, tree_similarities, view_supcon_losses
 from collimate.processing import ClipTokenizer, ImageProcessor
@@ -229,7 +229,7 @@ def test_simhand_reads_mined_pairs(tmp_path):
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
         rows.append({"image": f"{number}.png", "video": number // 8, "keypoints": poses[number % 8].tolist()})
     (tmp_path / "hands.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    source = open_source(tmp_path / "hands.jsonl")
+    source = TableSource(tmp_path / "hands.jsonl")
     metadata = [source.row(place) for place in range(len(source))]
     points = torch.tensor([row["keypoints"] for row in metadata])
     table = pose_neighbours(points, torch.tensor([row["video"] for row in metadata]))
