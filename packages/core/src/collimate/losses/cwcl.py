@@ -1,4 +1,4 @@
-"""The continuously weighted contrastive loss (Srinivasan et al. 2023, CWCL, arXiv 2309.14580)."""
+"""The continuously weighted contrastive loss (Srinivasa et al. 2023, CWCL, arXiv 2309.14580)."""
 
 from __future__ import annotations
 

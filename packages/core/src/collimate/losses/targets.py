@@ -100,7 +100,7 @@ class SharedLabels(Targets):
 
 @dataclass(frozen=True)
 class Similarities(Targets):
-    """t_ij = 1/2 + the cosine of teacher embeddings / 2 (Srinivasan et al. 2023, CWCL, arXiv 2309.14580).
+    """t_ij = 1/2 + the cosine of teacher embeddings / 2 (Srinivasa et al. 2023, CWCL, arXiv 2309.14580).
 
     Several teacher embeddings a sample give the mean of their cosines. Costs O(B E D): the weights have low rank.
     """
