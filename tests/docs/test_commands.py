@@ -1,11 +1,10 @@
 """Every `collimate` command of READMEs and pages is one that the command line understands."""
 
-import os
 from pathlib import Path
 
 import pytest
 
-from .pages import PAGES, ROOT, Command, commands
+from .pages import PAGES, Command, commands
 from .parsing import parse
 
 COMMANDS: dict[tuple[str, ...], Command] = {}
@@ -21,7 +20,7 @@ def test_there_are_commands():
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=lambda command: f"{command.where}")
 def test_it_is_understood(command: Command, inputs: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.chdir(inputs)
-    monkeypatch.setenv("PYTHONPATH", os.fspath(ROOT))
+    monkeypatch.syspath_prepend(inputs)
     try:
         parse(command.words, monkeypatch)
     except SystemExit as wrong:

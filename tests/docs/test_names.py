@@ -17,7 +17,7 @@ _DOTTED = re.compile(r"^(collimate(?:_\w+)?(?:\.\w+)+)(?:\(.*\))?$")
 _CLASS = re.compile(r"^([A-Z][a-z]\w*[A-Z]\w*|[A-Z]{2,}[a-z]\w+)(?:\(.*\))?$")
 
 
-GROUPS = {entry.group for entry in entry_points() if entry.group.startswith("collimate")}
+GROUPS = {group for group in entry_points().groups if group.startswith("collimate")}
 """Of entry points, whose names look like those of modules."""
 
 NOW = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which tells of names as they were

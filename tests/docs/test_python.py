@@ -18,6 +18,7 @@ from collimate.training import Method
 from .pages import PAGES, ROOT, SHELLS, Block, blocks, commands
 
 WITH_PYTHON = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
+WITH_SLOW_PARTS = [page for page in PAGES if any(block.mark == "slow" for block in blocks(page))]
 
 
 def given() -> dict[str, Any]:
@@ -36,20 +37,31 @@ def given() -> dict[str, Any]:
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: str(page.relative_to(ROOT)))
 def test_its_python_runs(page: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch):
     """And so do its commands, where they are marked `run`, in their order among the blocks."""
+    go_through(page, inputs, monkeypatch, ("", "run"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("page", WITH_SLOW_PARTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_it_runs_as_a_whole(page: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch):
+    """With what takes minutes, such as the training of the demo."""
+    go_through(page, inputs, monkeypatch, ("", "run", "slow"))
+
+
+def go_through(page: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch, marks: tuple[str, ...]) -> None:
     monkeypatch.chdir(inputs)
     monkeypatch.syspath_prepend(inputs)
-    names, skipped = given(), []
+    names, skipped, python = given(), [], 0
     for block in blocks(page):
+        python += block.language == "python"
         if block.mark == "skip":
             skipped.append(f"{block.where}: {block.reason}")
             assert block.reason, f"{block.where}: say why, `<!-- skip: reason -->`"
-        elif block.title is not None:
-            continue  # a file, which lies there
-        elif block.language == "python":
+        elif block.mark in marks and block.language == "python" and block.title is None:
             execute(block, names)
-        elif block.language in SHELLS and block.mark == "run":
+        elif block.mark in marks[1:] and block.language in SHELLS:
             carry_out(block)
-    if skipped and len(skipped) == sum(block.language == "python" for block in blocks(page)):
+    if skipped and len(skipped) == python:
         pytest.skip("; ".join(skipped))
 
 
@@ -60,7 +72,7 @@ def execute(block: Block, names: dict[str, Any]) -> None:
 
 
 def carry_out(block: Block) -> None:
-    here = [each for each in commands(block.path) if each.mark == "run"]
+    here = [each for each in commands(block.path) if each.mark]
     last = block.line + block.code.count("\n")
     for command in here:
         if block.line <= int(command.where.rpartition(":")[2]) < last:
