@@ -11,7 +11,7 @@ from collimate.app import installed_apps
 from collimate.configurable import build
 from collimate.training.run import cli_for
 
-from .recipes import write_hands, write_pictures, write_recipe, write_sounds
+from .recipes import write_hands, write_pairs, write_pictures, write_recipe, write_sounds
 
 RECIPES = [  # plans of several trainings have no model of their own
     (app, name)
@@ -32,7 +32,7 @@ LOCAL = (
     "sentence-transformers/multi-qa-mpnet-base-dot-v1",
 )
 PATIENTS = "world-patients:train?patients=8&size=32"
-FILMS = "world-clip:train?length=4&frames=4&size=32&sound=true"
+FILMS = "world-clip:train?length=64&frames=4&size=32&sound=true"
 ROOMS = "world-rooms:train?length=4"
 SWEEPS = "world-sweeps:train?length=4"
 OBJECTS = f"lidar-objects:{SWEEPS}"
@@ -61,9 +61,10 @@ def without_downloads(section: Any) -> Any:
 @pytest.mark.parametrize(("app", "name"), RECIPES, ids=[f"{app.name}-{name}" for app, name in RECIPES])
 def test_a_recipe_builds_and_steps(app, name: str, tmp_path: Path):
     text = Path(app.recipe(name)).read_text()
-    write = write_sounds if app.name == "audio" else write_hands if "keypoints" in text else write_pictures
+    pictures = write_pairs if "TCLPairs" in text else write_hands if "keypoints" in text else write_pictures
+    write = write_sounds if app.name == "audio" else pictures
     lidar = OBJECTS if "object_processor" in text else SWEEPS if "sweep_processor" in text else ROOMS
-    films = FILMS if "CoAVT" in text else None
+    films = FILMS if "CoAVT" in text or "Multigrid" in text else None
     ours = {"medical": PATIENTS, "three-d": lidar, "video": films}.get(app.name)
     data = ours or write(tmp_path / "data", count=4)
     overrides = [f"--output={tmp_path}", "--trainer.accelerator=cpu", "--trainer.precision=32-true"]

@@ -3,6 +3,7 @@
 from collimate_video.alpro import ALPRO, ALPROAnswers, EntityPrompter, Prompter
 from collimate_video.augmentation import ClipRandAugment, DenseClips, VideoAugmentation
 from collimate_video.coavt import CoAVT, SpectrogramPatches
+from collimate_video.convolutions import Convolutions3d
 from collimate_video.frame_encoder import FrameEncoder
 from collimate_video.mean_of_frames import MeanOfFrames
 from collimate_video.processor import VideoProcessor
@@ -29,6 +30,7 @@ __all__ = [
     "Candidates",
     "ClipRandAugment",
     "CoAVT",
+    "Convolutions3d",
     "DecodedVideo",
     "DenseClips",
     "Draws",
