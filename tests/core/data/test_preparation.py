@@ -164,3 +164,13 @@ def test_evaluation_leaves_out_and_counts_what_lacks_the_modality():
 def test_nothing_changes_where_all_is_needed():
     batch = next(iter(EvalLoader(Mixed(3), {"text": ClipTokenizer(12)}, 3)))
     assert not any(name.endswith("_given") for name in batch)
+
+
+def test_labels_that_a_tokenizer_reads_are_one_text():
+    tokenizer = ClipTokenizer(12)
+    prepare = Preparation({"text": tokenizer, "labels": tokenizer})
+    for labels, text in (("inform date", "inform date"), (["inform", "date"], "inform, date"), ("a;b", "a, b")):
+        assert torch.equal(prepare(sample(**{"labels.json": labels}))["labels"], tokenizer(text))
+    assert torch.equal(prepare(sample(cls=3))["labels"], tokenizer("3"))
+    with pytest.raises(CorruptSample, match="neither names nor numbers"):
+        prepare(sample(**{"labels.json": [1.5]}))
