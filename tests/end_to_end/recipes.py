@@ -49,6 +49,22 @@ def write_sounds(folder: Path, count: int = 8, seconds: float = 1.0, rate: int =
     return folder / "sounds.jsonl"
 
 
+def write_pairs(folder: Path, count: int = 4) -> str:
+    """Two pictures a statement, imported from the layout of NLVR2; the shards."""
+    from collimate_vision_language.tcl.importing import import_nlvr
+
+    table = write_pictures(folder / "pictures", 2 * count)
+    lines = []
+    for index in range(count):
+        for side in range(2):
+            Image.open(table.parent / f"{2 * index + side}.jpg").save(table.parent / f"train-{index}-0-img{side}.png")
+        row = {"identifier": f"train-{index}-0-{index % 2}", "sentence": f"Both are {index}.", "label": str(index < 2)}
+        lines.append(json.dumps(row))
+    (folder / "train.json").write_text("\n".join(lines))
+    import_nlvr(str(table.parent), str(folder / "train.json"), str(folder / "shards"))
+    return str(folder / "shards/*.tar")
+
+
 def tiny_recipe(train: Path | str, output: Path, steps: int, **sections: dict) -> dict:
     """A whole recipe; `sections` are merged into it."""
     recipe = {

@@ -23,15 +23,15 @@ class Whole(nn.Module):
         super().__init__()
         self.method = method
 
-    def forward(self, batch):
-        return self.method.total_loss(self.method.loss_terms(batch))
+    def forward(self, rows):
+        return self.method.total_loss(self.method.loss_terms(rows))
 
 
 def descend(method, loss, batches):
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=RATE)
-    for batch in batches:
+    for rows in batches:
         optimizer.zero_grad()
-        loss(batch).backward()
+        loss(rows).backward()
         optimizer.step()
         method.after_optimizer_step()
 
@@ -53,15 +53,15 @@ def alone(method, batches_of_ranks):
     def loss(batches):
         start = copy.deepcopy(method.queue)
         losses, keys, ids = [], {"image": [], "text": []}, []
-        for batch in batches:
+        for rows in batches:
             method.queue = copy.deepcopy(start)
-            losses.append(Whole(method)(batch))
-            places = (start.added + torch.arange(len(batch["text"]))) % start.size
+            losses.append(Whole(method)(rows))
+            places = (start.added + torch.arange(len(rows["text"]))) % start.size
             ids.append(method.queue.ids[places])
-            for name, rows in keys.items():
-                rows.append(method.queue[name][places])
+            for name, parts in keys.items():
+                parts.append(method.queue[name][places])
         method.queue = start
-        start.add(torch.cat(ids), **{name: torch.cat(rows) for name, rows in keys.items()})
+        start.add(torch.cat(ids), **{name: torch.cat(parts) for name, parts in keys.items()})
         return torch.stack(losses).mean()
 
     descend(method, loss, list(zip(*batches_of_ranks, strict=True)))

@@ -15,5 +15,11 @@ APP = App(
             "collimate_vision_language_app.commands:consistency",
             "show which texts ALIP's gates distrust, and how rightly",
         ),
+        "import-vqa": Verb(
+            "collimate_vision_language.tcl.importing:import_vqa", "the table of VQA v2, a row a question"
+        ),
+        "import-nlvr": Verb(
+            "collimate_vision_language.tcl.importing:import_nlvr", "NLVR2 as shards, two pictures a statement"
+        ),
     },
 )

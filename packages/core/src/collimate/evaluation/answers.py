@@ -32,7 +32,7 @@ class Answers:
 
     Attributes:
         probabilities: (N, K), of the model's classes.
-        targets: (N, K), 0 or 1; None where samples have no labels.
+        targets: (N, K), 0 or 1, or what each class is worth between them; None where samples have no labels.
         features: names and settings of the samples.
         names: of the classes.
     """
@@ -118,7 +118,7 @@ def judge(answers: Answers, model: Classifier, resamples: int = 1000) -> Result:
     if targets is None:
         raise ValueError(f"{features.settings['data']} has no labels to judge answers by.")
     labels = targets.argmax(1)
-    statistic = classification_statistic(scores, labels) if exclusive else multilabel_statistic(scores, targets)
+    statistic = classification_statistic(scores, labels) if exclusive else multilabel_statistic(scores, _held(targets))
     metrics = evaluate(statistic, len(scores)) | model.metrics(scores, targets)
     intervals = confidence_intervals(statistic, len(scores), resamples=resamples) if resamples else {}
     protocol = {**features.settings, "intervals": f"95 %, {resamples} bootstrap resamples" if resamples else "none"}
@@ -134,11 +134,15 @@ def _per_class(answers: Answers) -> list[dict[str, Any]]:
     """Classes that occur, the worst first."""
     assert answers.targets is not None
     found = []
+    held = _held(answers.targets)
     for place, name in enumerate(answers.names):
         column = slice(place, place + 1)
-        if positives := int(answers.targets[:, column].sum()):
-            each = evaluate(
-                multilabel_statistic(answers.probabilities[:, column], answers.targets[:, column]), len(answers.targets)
-            )
+        if positives := int(held[:, column].sum()):
+            each = evaluate(multilabel_statistic(answers.probabilities[:, column], held[:, column]), len(held))
             found.append({"class": name, "samples": positives, "average precision": each["mean_average_precision"]})
     return sorted(found, key=lambda each: each["average precision"])
+
+
+def _held(targets: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+    """0 or 1: what a class is worth counts as a label from one half on."""
+    return (targets >= 0.5).to(targets.dtype)

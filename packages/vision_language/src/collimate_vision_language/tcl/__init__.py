@@ -27,6 +27,8 @@ What of this is ours:
 """
 
 from collimate_vision_language.tcl.alignment import AlignmentLosses, alignment_losses
+from collimate_vision_language.tcl.answering import AnswerScores, TCLAnswers
 from collimate_vision_language.tcl.method import TCL
+from collimate_vision_language.tcl.pairs import TCLPairs
 
-__all__ = ["TCL", "AlignmentLosses", "alignment_losses"]
+__all__ = ["TCL", "AlignmentLosses", "AnswerScores", "TCLAnswers", "TCLPairs", "alignment_losses"]

@@ -98,7 +98,7 @@ class TCL(Method):
         image_ids: bool = False,
     ) -> None:
         super().__init__()
-        _check(image_encoder, text_encoder, mask_rate)
+        check_towers(image_encoder, text_encoder, mask_rate)
         self.processors = {"image": image_processor, "text": tokenizer}
         self.encoders = nn.ModuleDict({"image": image_encoder, "text": text_encoder})
         heads = {name: LinearProjection(tower.width, embed_dim, bias=True) for name, tower in self.encoders.items()}  # type: ignore[arg-type]
@@ -330,7 +330,12 @@ class TCL(Method):
 FUSED = ("image_tokens", "text_tokens", "text_mask")
 
 
-def _check(image: Encoder, text: Bert, mask_rate: float) -> None:
+def check_towers(image: Encoder, text: Bert, mask_rate: float) -> None:
+    """Refuse towers that do not fit each other, or the share of tokens that masked modelling asks for.
+
+    Raises:
+        ValueError: says what does not fit.
+    """
     if text.cross_width != image.width:
         raise ValueError(
             f"TCL's BERT attends to pictures: build it with fusion_layer and cross_width={image.width}, the width of "

@@ -38,6 +38,7 @@ NAMES = (
 )
 BERTS = ("text_encoder.", "text_encoder_m.")
 POSITIONS = ("encoders.image.model.pos_embed", "momentum_encoders.image.model.pos_embed")
+TOWERS = "encoders."
 HEAD_WIDTH = 64  # of every released tower
 
 
@@ -112,28 +113,60 @@ def fill(method: Method, source: str | Mapping[str, Tensor]) -> None:
     Raises:
         CheckpointError: other weights are missing or too many, or of another shape.
     """
-    what, released = ("the weights", True) if isinstance(source, Mapping) else (source, not Path(source).is_dir())
-    if isinstance(source, str):
-        source = named(read_state_dict(source)) if released else read_safetensors(Path(source) / WEIGHTS)
-    own, weights = method.state_dict(), dict(source)
-    for name in POSITIONS:
-        if name in weights and name in own:
-            weights[name] = _resized(weights[name], own[name])
+    what = "the weights" if isinstance(source, Mapping) else source
+    released = isinstance(source, Mapping) or not Path(source).is_dir()
+    source = _read(source)
+    own = method.state_dict()
+    weights = _fitted(source, own)
     if "queue.image_features" in weights and weights["queue.image_features"].shape != own["queue.image_features"].shape:
         weights = {name: value for name, value in weights.items() if not name.startswith("queue.")}
     elif "queue.image_features" in weights:
         weights.setdefault("queue.ids", torch.full_like(own["queue.ids"], NO_ID))
     weights = {name: value for name, value in weights.items() if name in own or ".text.cls." not in name}
     weights = {name: value for name, value in own.items() if _may_be_absent(name)} | _copies(weights) | weights
+    _compare(what, own, weights)
+    method.load_state_dict(weights)
+    if released:
+        method.after_optimizer_step()
+
+
+def fill_towers(method: Method, source: str) -> None:
+    """Give a method of the same two towers, `encoders`, those of a TCL; all else of it stays as it is.
+
+    Args:
+        method: with a picture tower of any size of pictures, and a BERT without a token head.
+        source: a released file, or a folder that `save` wrote of a TCL.
+
+    Raises:
+        CheckpointError: weights of the towers are missing or too many, or of another shape.
+    """
+    own = {name: value for name, value in method.state_dict().items() if name.startswith(TOWERS)}
+    weights = {name: value for name, value in _fitted(_read(source), own).items() if name.startswith(TOWERS)}
+    weights = {name: value for name, value in weights.items() if ".text.cls." not in name}
+    _compare(source, own, weights)
+    method.load_state_dict(weights, strict=False)
+
+
+def _read(source: str | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by the names of `TCL`, of what `fill` takes."""
+    if isinstance(source, Mapping):
+        return dict(source)
+    return read_safetensors(Path(source) / WEIGHTS) if Path(source).is_dir() else named(read_state_dict(source))
+
+
+def _fitted(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights whose positions are those of the method's own size of pictures."""
+    resized = {name: _resized(weights[name], own[name]) for name in POSITIONS if name in weights and name in own}
+    return {**weights, **resized}
+
+
+def _compare(what: str, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
     wrong = [*(own.keys() ^ weights.keys()), *(n for n in own.keys() & weights if own[n].shape != weights[n].shape)]
     if wrong:
         raise CheckpointError(
             f"{what}: not those of this TCL. Missing, without a place here, or of another shape: "
             f"{', '.join(sorted(wrong)[:4])} ({len(wrong)} in all)."
         )
-    method.load_state_dict(weights)
-    if released:
-        method.after_optimizer_step()
 
 
 def _may_be_absent(name: str) -> bool:
