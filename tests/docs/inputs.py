@@ -25,8 +25,9 @@ def write_inputs(folder: Path) -> Path:
     _medical(folder)
     _points(folder)
     _models(folder)
-    for block in (block for page in PAGES for block in blocks(page) if block.title is not None):
-        (folder / block.title).write_text(block.code)
+    for block in (block for page in PAGES for block in blocks(page)):
+        if block.title is not None:
+            (folder / block.title).write_text(block.code)
     return folder
 
 

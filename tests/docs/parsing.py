@@ -56,7 +56,7 @@ def _stop(*_: Any) -> None:
 
 def _parse_function(function: Any, args: list[str], prog: str, parser_class: Any, **_: Any) -> None:
     parser = parser_class(prog=prog, allow_abbrev=False)
-    parser.add_argument("--config", action=jsonargparse.ActionConfigFile)
+    parser.add_argument("--config", action=jsonargparse.ActionConfigFile)  # pyright: ignore[reportPrivateImportUsage]
     parser.add_function_arguments(function, as_group=False)
     parser.parse_args(args)
     raise Parsed

@@ -84,4 +84,4 @@ def claim_results(path: Path) -> set[str]:
     """The results that a test module of tests/claims writes."""
     calls = (node for node in ast.walk(tree(path)) if isinstance(node, ast.Call) and node.args)
     names = (node.args[0] for node in calls if getattr(node.func, "id", "") == "compare")
-    return {node.value for node in names if isinstance(node, ast.Constant)}
+    return {str(node.value) for node in names if isinstance(node, ast.Constant)}
