@@ -97,13 +97,20 @@ def _claims() -> Iterator[str]:
 
 
 def _claim(name: str, result: Mapping[str, Any]) -> Iterator[str]:
-    path = CLAIMS / f"{name}.json"
-    arms: dict[str, dict[str, list[float]]] = result["values"]
-    metrics = list(dict.fromkeys(metric for found in arms.values() for metric in found))
     yield f"### {name}\n"
     yield _claimed(name)
-    seeds = ", ".join(map(str, result["seeds"]))
-    yield f"\nSeeds {seeds}; {_machine(result['machine'])}, commit {_commit(path)}.\n"
+    about = f"{_machine(result['machine'])}, commit {_commit(CLAIMS / f'{name}.json')}"
+    yield f"\nSeeds {', '.join(map(str, result['seeds']))}; {about}.\n"
+    yield from claim_tables(result["values"])
+
+
+def claim_tables(arms: Mapping[str, Mapping[str, Sequence[float]]]) -> Iterator[str]:
+    """Lines of two tables: the means of every arm, and paired differences, with intervals.
+
+    Args:
+        arms: arm -> metric -> the numbers of all seeds.
+    """
+    metrics = list(dict.fromkeys(metric for found in arms.values() for metric in found))
     yield _row(["arm", *metrics])
     yield "|---" * (1 + len(metrics)) + "|"
     for arm, found in arms.items():

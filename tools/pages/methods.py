@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from markdown.extensions.toc import slugify
+
 from collimate import inventory
 from tools.pages.docstrings import as_markdown
 from tools.pages.sources import APPS, PACKAGES, ROOT, claim_results, golden_sets, imported, module_of, tree
+from tools.proof import claim_tables
 
 NOT_METHODS = ("collimate_vision_language.cloc.", "collimate_3d.evaluation.")
 """Parts of methods, which share a base's name with one, and adapters that only evaluations make."""
@@ -111,14 +115,24 @@ class MethodPage:
         for path in sorted((ROOT / "tests" / "claims").glob("test_*.py")):
             names = claim_results(path)
             if names and self.short in imported(path) and self.short.lower() in _claim(path).lower():
-                known = [name for name in sorted(names) if (path.parent / "results" / f"{name}.json").is_file()]
-                where = ", ".join(f"[{name}](../../proof.md#{name})" for name in known) or "not run yet"
-                yield f"## The paper's claims\n\n{_claim(path)} Results: {where}."
+                yield f"## The paper's claims\n\n{_claim(path)}"
+                for name in sorted(names):
+                    yield from _results(path.parent / "results" / f"{name}.json")
 
     def _guide(self) -> Iterator[str]:
         app = next((app for app, folder in APPS.items() if folder == PACKAGES[self.package]), None)
         if app is not None:
-            yield f"## Commands and results\n\nIn the [guide of `collimate {app}`](../../guides/{app}.md)."
+            guide = f"../../guides/{app}.md"
+            parts = [f"[{title}]({guide}#{slugify(title, '-')})" for title in self._headings(app)]
+            where = f"In the [guide of `collimate {app}`]({guide})" + (f": {', '.join(parts)}" if parts else "")
+            yield f"## Commands and results\n\n{where}."
+
+    def _headings(self, app: str) -> list[str]:
+        """The guide's headings that name the method."""
+        guide = (ROOT / "apps" / APPS[app] / "README.md").read_text(encoding="utf-8")
+        prose = re.sub(r"^```.*?^```", "", guide, flags=re.MULTILINE | re.DOTALL)
+        found = re.findall(r"^##+ (.+)$", prose, re.MULTILINE)
+        return [title for title in found if {self.title, self.short} & set(re.findall(r"[\w-]+", title))]
 
 
 _DEFINITIONS = (ast.ClassDef, ast.FunctionDef)
@@ -148,6 +162,16 @@ def index() -> str:
             if page.package == package
         ]
     return "\n".join(lines) + "\n"
+
+
+def _results(path: Path) -> Iterator[str]:
+    """What an experiment found, as on the page of proofs."""
+    link = f"[Proof](../../proof.md#{path.stem})"
+    if path.is_file():
+        yield "\n".join(claim_tables(json.loads(path.read_text(encoding="utf-8"))["values"])).strip()
+        yield f"Seeds, machine and settings: {link}."
+    else:
+        yield "It has not been run yet."
 
 
 def _headline(page: MethodPage) -> str:
