@@ -4,7 +4,7 @@ from collimate.app import App, Verb
 
 APP = App(
     name="video",
-    summary="video, sound and text: ALPRO, VATT",
+    summary="video, sound and text: ALPRO, VATT, CoAVT",
     package="collimate_video_app",
     demo="alpro_demo",
     verbs={
