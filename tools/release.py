@@ -109,7 +109,7 @@ def _try_app(interpreter: str, module: str, environment: str) -> None:
     """Some steps of the app's demo: the recipe, the embedded data, training and a written model."""
     find = f"from {module} import APP; print(APP.name)"
     app = subprocess.run([interpreter, "-c", find], check=True, capture_output=True, text=True).stdout.strip()
-    steps = ["--trainer.max_steps", "2", "--data.batch_size", "8", "--evaluation", "null", "--output", "tried"]
+    steps = ["--trainer.max_steps", "2", "--data.batch_size", "8", "--evaluation", "{}", "--output", "tried"]
     subprocess.run([interpreter, "-m", "collimate", app, "train", *steps], check=True, cwd=environment)
     if not (Path(environment) / "tried" / "model" / "model.safetensors").is_file():
         raise RuntimeError(f"`collimate {app} train` ended without a model.")

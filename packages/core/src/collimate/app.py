@@ -23,6 +23,7 @@ class Verb:
 
 CORE_VERBS: Mapping[str, Verb] = {
     "train": Verb("collimate.training.run:train", "train a recipe; without arguments, the embedded demo"),
+    "plan": Verb("collimate.planning.command:plan", "predict what a recipe's training takes on a machine"),
     "zero-shot": Verb("collimate.evaluation.commands:zero_shot", "classify by class names, without training"),
     "retrieval": Verb("collimate.evaluation.commands:retrieval", "rank one modality by another, both ways"),
     "probe": Verb("collimate.evaluation.commands:probe", "linear and nearest-neighbour probes of a frozen encoder"),

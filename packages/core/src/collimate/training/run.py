@@ -123,10 +123,12 @@ def train(arguments: list[str], program: str, app: App | None = None) -> None:
     cli.config_init.evaluation.run(folder, cli.config.output)
 
 
-def cli_for(arguments: list[str], program: str, app: App | None = None) -> TrainCLI:
+def cli_for(
+    arguments: list[str], program: str, app: App | None = None, kind: type[TrainCLI] = TrainCLI
+) -> TrainCLI:
     """Everything that a command line describes, built but not run: `.trainer`, `.model`, `.datamodule`, `.config`."""
     _hush()
-    return TrainCLI(
+    return kind(
         model_class=Method,
         datamodule_class=DataModule,
         subclass_mode_model=True,
