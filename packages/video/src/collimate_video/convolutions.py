@@ -50,7 +50,7 @@ class Convolutions3d(Encoder):
                 f"Widths, strides and odd kernels are one a layer; got {[*widths]}, {[*strides]} and {[*kernels]}."
             )
         self.width, self.frames, self.image_size = widths[-1], frames, image_size
-        layers: list[nn.Module] = [nn.BatchNorm3d(6)]
+        layers: list[nn.Module] = [nn.BatchNorm3d(6, affine=False)]  # so that no gradient goes back to the pixels
         for before, after, kernel, stride in zip((6, *widths), widths, kernels, strides, strict=False):
             convolution = nn.Conv3d(before, after, kernel, stride, kernel // 2, bias=False)
             layers += [convolution, nn.BatchNorm3d(after), nn.ReLU()]
