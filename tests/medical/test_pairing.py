@@ -119,7 +119,9 @@ def table(folder, name, rows, suffix):
             options = {"units": ["mV"] * 12, "sig_name": list(LEADS), "fmt": ["16"] * 12}
             wfdb.wrsamp(file, fs=100, p_signal=signal, write_dir=str(folder), **options)
         when = (DAY + timedelta(days=days)).isoformat()
-        row = {"patient": patient, "when": when, "split": split, "captions": f"{name} {number}"}
+        said = f"{name} {number}"
+        captions = said if number % 2 else [said]  # one text, or a list of them as the importers write it
+        row = {"patient": patient, "when": when, "split": split, "captions": captions}
         lines.append(json.dumps({"file": f"{file}.{suffix}", **row}))
     path = folder / f"{name}.jsonl"
     path.write_text("\n".join(lines))
@@ -136,6 +138,9 @@ def test_two_tables_are_paired_in_one_line(tmp_path):
     assert open_source(f"paired:{xrays}?split=train&ecgs=wfdb:{ecgs}&window_days=80&policy=all").pairs[0][:2] == (0, 1)
     sample = source.read(0)
     assert sample["txt"] == "Chest X-ray: film 1 ECG: record 3"
+    assert sample["captions.json"] == [{"text": "film 1", "kind": "xray"}, {"text": "record 3", "kind": "ecg"}]
+    lists = open_source(f"paired:{xrays}?split=test&ecgs=wfdb:{ecgs}").read(0)
+    assert lists["txt"] == "Chest X-ray: film 2 ECG: record 2"
     assert sample[PATIENT] == 1
     assert read_ecg(value_of(sample, ("ecg.npz",))).signal.max() == pytest.approx(4, abs=0.01)
     bare = tmp_path / "bare.jsonl"

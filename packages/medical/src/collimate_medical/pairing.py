@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from itertools import combinations
 from typing import Literal, NamedTuple
 
+from collimate.data.captions import captions_of
 from collimate.data.source import Sample, Source
 from collimate_medical.more import PATIENT
 
@@ -96,8 +97,10 @@ def joined_report(xray: str, ecg: str) -> str:
 class PairedSource(Source):
     """Samples that hold an X-ray, an ECG and one text of both reports, as MoRE reads them.
 
+    The text is `txt`; `captions.json` has the report of each, of the kinds `xray` and `ecg`.
+
     Args:
-        xrays: a source of X-rays, with their reports under `txt` where there are any.
+        xrays: a source of X-rays, whose first caption is the report, where there is one.
         ecgs: a source of ECGs, likewise.
         pairs: which belong together; see `pair_studies`.
         patients: whose each X-ray is. A sample has a running number of it.
@@ -125,10 +128,14 @@ class PairedSource(Source):
         sample: Sample = {"__key__": f"{pair.xray}+{pair.ecg}", "__source__": self.name}
         sample |= {key: value for key, value in ecg.items() if key.startswith("ecg.")}
         # Rows of tables stay behind: they may name the patient.
-        left = ("txt", "json", "ecg.", "__")
+        left = ("txt", "captions.json", "json", "ecg.", "__")
         sample |= {key: value for key, value in xray.items() if not key.startswith(left)}
-        text = joined_report(_text(xray), _text(ecg))
-        return sample | {PATIENT: self.numbers[pair.xray]} | ({"txt": text} if text else {})
+        sample[PATIENT] = self.numbers[pair.xray]
+        reports = {"xray": _report(xray), "ecg": _report(ecg)}
+        if text := joined_report(**reports):
+            sample["txt"] = text
+            sample["captions.json"] = [{"text": each, "kind": kind} for kind, each in reports.items() if each]
+        return sample
 
 
 def _within(several: list[tuple[datetime, int]], when: datetime, window: timedelta) -> list[tuple[datetime, int]]:
@@ -138,6 +145,6 @@ def _within(several: list[tuple[datetime, int]], when: datetime, window: timedel
     return several[first:last]
 
 
-def _text(sample: Sample) -> str:
-    value = sample.get("txt", "")
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+def _report(sample: Sample) -> str:
+    """The first caption of a sample; empty where it has none."""
+    return captions_of(sample)[0].text.strip() if {"txt", "captions.json"} & sample.keys() else ""
