@@ -391,7 +391,7 @@ class _Decoder:
             self._seek(key)
             if self.pending is None or self.pending.pts > stamp:  # the file cannot be sought in: decode all of it
                 self.seeks = False
-                self._seek(0)
+                self._stand(0, self.index.keys[0][1])
         while self.last is None or self.last.pts != stamp:
             self.pending = self.pending or next(self.frames, None)
             if self.pending is None or (self.last is not None and self.pending.pts > stamp):
@@ -406,7 +406,13 @@ class _Decoder:
 
     def _seek(self, key: int) -> None:
         """Stand before a key frame."""
-        self.container.seek(self.index.keys[key][1], stream=self.stream, backward=True)
+        shown, decoded = self.index.keys[key]
+        self._stand(key, shown)  # by the time of decoding some formats find the key frame before, and decode it all
+        if self.pending is None or self.pending.pts > shown:
+            self._stand(key, decoded)
+
+    def _stand(self, key: int, stamp: int) -> None:
+        self.container.seek(stamp, stream=self.stream, backward=True)
         self.frames, self.key = _stamped(self.container, self.stream, self.wanted), key
         self.last, self.pending = None, next(self.frames, None)
 
