@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from collimate.kernels.threads import for_each
 
 BLOCK = 2**17  # ours: scores of a block, which take 0.5 MiB in float32
-KEPT = 512  # ours: P of a head takes 1 MiB then, 16 times its q, k, v and o in the base model
+KEPT = 512  # ours: P of a head takes 1 MiB then, twice what its q, k, v and o take in the base model
 
 
 def relative_attention(
