@@ -56,7 +56,8 @@ class DicomImage(Image.Image):
         self._name, self._window = name_of(raw), window
         dataset: Any = open_dicom(raw)
         check_picture(dataset, self._name)
-        self._dataset, self._full, self._halvings = dataset, (int(dataset.Columns), int(dataset.Rows)), 0
+        self._dataset: Any = dataset
+        self._full, self._halvings = (int(dataset.Columns), int(dataset.Rows)), 0
         self._mode, self._size = "L", self._full
 
     def draft(self, mode: str | None, size: tuple[int, int] | None) -> tuple[str, tuple[int, int, float, float]] | None:
@@ -70,7 +71,7 @@ class DicomImage(Image.Image):
             return None
         self._halvings = halvings(_stream(self._dataset), self._full, size)
         self._size = _at_scale(self._full, self._halvings)
-        return ("L", (0, 0, *map(float, self._size)))
+        return "L", (0, 0, float(self.width), float(self.height))
 
     def load(self) -> Any:
         if self._dataset is not None:

@@ -75,7 +75,8 @@ class XRayProcessor(ImageProcessor):
         """One picture to bytes; see `opened`. Of JPEG 2000 in DICOM, the smallest scale with `ENOUGH` is decoded."""
         picture = self.opened(raw)
         if isinstance(picture, DicomImage):
-            picture.draft("L", tuple(ENOUGH * side for side in self._resized(*picture.size)))
+            width, height = self._resized(*picture.size)
+            picture.draft("L", (ENOUGH * width, ENOUGH * height))
         return super().__call__(picture)
 
     def opened(self, raw: Any) -> Image.Image:
