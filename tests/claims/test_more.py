@@ -18,6 +18,7 @@ and by how much the loss on new visits exceeds that on visits of training. The p
 """
 
 from functools import cache, partial
+from typing import Any
 
 import pytest
 import torch
@@ -107,7 +108,7 @@ def arm(
     if method is TextForEach:
         texts = {"text": OneSentence(["xray"], 1), "ecg_text": OneSentence(["ecg"], 1)}
     seen, new = visits("train", PATIENTS, missing, shuffled), visits("test", 300)
-    found = train(
+    found: Any = train(
         lambda: build(method, dropkey, xray_ecg), seen, seed, STEPS, BATCH, lr=3e-3, captions=texts, warmup=0.1
     )
     between = evaluate_retrieval_between(found, new, "xray", "ecg", resamples=2).metrics
