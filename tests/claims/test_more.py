@@ -114,9 +114,7 @@ def arm(
     between = evaluate_retrieval_between(found, new, "xray", "ecg", resamples=2).metrics
     return {
         **{f"{name}s by texts": zero_shot(found, new, name) for name in FINDINGS},
-        **{
-            f"{name}s and texts": recall(evaluate_retrieval(found, new, name, resamples=2).metrics) for name in FINDINGS
-        },
+        **{f"{name}s and texts": by_texts(found, new, name) for name in FINDINGS},
         "films and ECGs": recall(between),
         **(probes(found, new) if method is MoRE and not (dropkey or xray_ecg or missing or shuffled) else {}),
         **(gap(found, new) if method is MoRE and not (xray_ecg or missing or shuffled) else {}),
@@ -128,6 +126,10 @@ FINDINGS = {"xray": XRAY_FINDINGS, "ecg": ECG_FINDINGS}
 
 def zero_shot(found: MoRE, new: Listed, modality: str) -> float:
     return evaluate_findings(found, new, f"world-{modality}", modality, resamples=2).metrics["auroc"]
+
+
+def by_texts(found: MoRE, new: Listed, modality: str) -> float:
+    return recall(evaluate_retrieval(found, new, modality=modality, resamples=2).metrics)
 
 
 def by_texts(found: MoRE, new: Listed, modality: str) -> float:
