@@ -132,10 +132,6 @@ def by_texts(found: MoRE, new: Listed, modality: str) -> float:
     return recall(evaluate_retrieval(found, new, modality=modality, resamples=2).metrics)
 
 
-def by_texts(found: MoRE, new: Listed, modality: str) -> float:
-    return recall(evaluate_retrieval(found, new, modality=modality, resamples=2).metrics)
-
-
 def recall(metrics: dict[str, float]) -> float:
     both = [value for name, value in metrics.items() if name.endswith("recall@10")]
     assert len(both) == 2
