@@ -2,6 +2,7 @@
 
 from collimate_3d.evaluation.answering import answers_of, evaluate_answers
 from collimate_3d.evaluation.caption_metrics import CaptionScores, caption_scores, scores_at_overlap
+from collimate_3d.evaluation.captioning import evaluate_captions
 from collimate_3d.evaluation.grounding import GroundingResult, evaluate_grounding
 from collimate_3d.evaluation.objects import evaluate_objects
 
@@ -11,6 +12,7 @@ __all__ = [
     "answers_of",
     "caption_scores",
     "evaluate_answers",
+    "evaluate_captions",
     "evaluate_grounding",
     "evaluate_objects",
     "scores_at_overlap",

@@ -164,6 +164,19 @@ class GroundingResult(Result):
         return picture, answer.referral.text
 
 
+def annotated_box(referral: Referral) -> Float[Tensor, "1 6"]:
+    """Where a sentence's target was annotated: centre and full extents.
+
+    Raises:
+        ValueError: the sentence does not say.
+    """
+    if "box" not in referral.more:
+        raise ValueError(
+            f"{referral.text!r} has no `box`: among predicted objects, a sentence says where its target was annotated."
+        )
+    return torch.tensor([referral.more["box"]], dtype=torch.float32)
+
+
 def accuracy_at(
     overlaps: Float[Tensor, " n"], boxes: BoxSource, least: Sequence[float] = OVERLAPS
 ) -> dict[str, Float[Tensor, " n"]]:
@@ -230,23 +243,15 @@ def _answers(
     return answers
 
 
-def _annotated(referral: Referral) -> Float[Tensor, "1 6"]:
-    if "box" not in referral.more:
-        raise ValueError(
-            f"{referral.text!r} has no `box`: among predicted objects, a sentence says where its target was annotated."
-        )
-    return torch.tensor([referral.more["box"]], dtype=torch.float32)
-
-
 def _overlap(referral: Referral, seen: Any, row: int | None) -> Float[Tensor, " 1"]:
-    annotated = _annotated(referral)
+    annotated = annotated_box(referral)
     return torch.zeros(1) if row is None else box_overlap(seen.boxes[0, row : row + 1], annotated)
 
 
 def _reached(referral: Referral, seen: Any) -> bool:
     """Whether any object's box overlaps the annotated one by the least k."""
     boxes = seen.boxes[0][seen.given[0]]
-    return bool((box_overlap(boxes, _annotated(referral).expand(len(boxes), -1)) >= OVERLAPS[0]).any())
+    return bool((box_overlap(boxes, annotated_box(referral).expand(len(boxes), -1)) >= OVERLAPS[0]).any())
 
 
 def _statistic(answers: Sequence[Answer]) -> Any:

@@ -51,7 +51,8 @@ def evaluate_scene_detection(
             for row in batch["valid"].nonzero()[:, 0].tolist():
                 known = room.given[row] & (room.labels[row] >= 0)
                 truth = _objects(room.boxes[row][known].numpy(), room.labels[row][known].numpy(), classes)
-                rows.append((truth, _objects(*found[row][:2], classes, found[row].scores)))
+                own = found[row]
+                rows.append((truth, _objects(own.boxes, own.labels, classes, own.scores)))
                 index.append(int(batch["index"][row]))
     every = in_order(rows, torch.tensor(index, dtype=torch.int64))
     if not every:

@@ -29,6 +29,8 @@ Departures from 3D-VLP, each [ours]:
 - Contrasts run in both directions; they are means over the pairs that exist, where 3D-VLP divides by all words and all
   proposals, padding too; and what may well be true is no negative (an object of the class that a word names, another
   sentence on the same object, an object of another scene that is of the target's class).
+- An object's score has s g_m s_i beside the number of the matching head: what a relation to another object says is a
+  product of the sentence and of what the graph has told the object, which layers that add what they read learn slowly.
 - Temperatures are logarithms of multipliers, held to at most 100, where 3D-VLP divides by one that it holds to
   [0.001, 0.5]; one each for words, sentences and scenes.
 - Hidden words: the mean runs over them alone. 3D-VLP's runs over all words before it is masked, so that the mask has no
@@ -218,7 +220,7 @@ class SceneGraphVLP(Method):
 
     @torch.no_grad()
     def ground(self, scene: Tensor, referrals: Tensor) -> tuple[Float[Tensor, "B S M"], Float[Tensor, "B S M"]]:
-        """How well each object of a scene fits each of its sentences: by the matching head, and by the cosine.
+        """How well each object of a scene fits each of its sentences: by `matching`, and by the cosine.
 
         Args:
             scene, referrals: as the processors make them.
@@ -228,19 +230,24 @@ class SceneGraphVLP(Method):
         """
         seen, told = unpacked_scenes(scene.to(self.device)), unpacked_referrals(referrals.to(self.device))
         nodes, text = self.nodes(seen, self.objects(seen)), self.read(told.ids)
-        matching = self.matching(nodes, text)
-        node, sentence = self.projections["node"](nodes), self.projections["sentence"](text.pooled)
-        cosine = normalize(sentence.unflatten(0, told.given.shape), dim=-1) @ normalize(node, dim=-1).mT
+        matching, cosine = self.matching(nodes, text), self.cosines(nodes, text)
         absent = ~seen.given[:, None]
         return matching.masked_fill(absent, -torch.inf), cosine.masked_fill(absent, -torch.inf)
 
     def matching(self, nodes: Float[Tensor, "B M D"], text: Encoding) -> Float[Tensor, "B S M"]:
-        """The matching head's logits of every object and sentence of a scene; any where there is no object."""
+        """The logits of every object and sentence of a scene; any where there is no object."""
         sentences = len(text.pooled) // len(nodes)
         read = self.objects_read(
             nodes.repeat_interleave(sentences, 0), self.word_features(text.tokens), text.token_mask
         )
-        return self.match(read)[..., 0].unflatten(0, (len(nodes), sentences))
+        told = self.match(read)[..., 0].unflatten(0, (len(nodes), sentences))
+        return told + self.sentence_logit_scale.exp() * self.cosines(nodes, text)
+
+    def cosines(self, nodes: Float[Tensor, "B M D"], text: Encoding) -> Float[Tensor, "B S M"]:
+        """g_m s_i of every object and sentence of a scene."""
+        node = normalize(self.projections["node"](nodes), dim=-1)
+        sentence = normalize(self.projections["sentence"](text.pooled), dim=-1)
+        return sentence.unflatten(0, (len(nodes), -1)) @ node.mT
 
     # Training ---------------------------------------------------------------------------------------------
 
