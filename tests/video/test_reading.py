@@ -84,8 +84,9 @@ def test_variable_rate_and_a_late_start(kind):
     assert shown(video, [0.85, 0.95, 1.75, 2.9, 3.1]) == [2, 3, 4, 5, 6]
 
 
-def test_only_what_lies_between_is_decoded(monkeypatch):
-    video = Video(film(64, key_every=8, bf="0"))
+@pytest.mark.parametrize("frames_between", ["0", "3"])  # where there are some, a key frame is shown after its time
+def test_only_what_lies_between_is_decoded(monkeypatch, frames_between):
+    video = Video(film(64, key_every=8, bf=frames_between))
     seen = []
 
     def counting(container, stream, wanted, stamped=reading._stamped):

@@ -123,6 +123,11 @@ def test_what_is_dropped_is_drawn_for_each_sample_or_for_all(by, one):
     assert kept_tokens(numbers, 0.99, by).shape[1] == 1
 
 
+def test_random_weights_are_as_wide_as_asked_for():
+    wide, narrow = (trunk(width=64, hidden=128, init_std=std).layers[0].linear1.weight.std() for std in (0.1, 0.02))
+    assert float(wide.detach() / narrow.detach()) == pytest.approx(5, rel=0.1)
+
+
 def test_tokens_are_dropped_in_training_alone_and_never_of_texts():
     encoder = tower(video_tokens(), drop=0.5)
     clips = torch.randn(2, 4, 3, 16, 16)

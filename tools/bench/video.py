@@ -1,7 +1,7 @@
 """Eight frames out of videos of ten seconds: what is decoded for them, and how long that takes.
 
     uv run python -m tools.bench.video
-    uv run --with decord==0.6.0 python -m tools.bench.video     # with decord beside it
+    uv run --with decord==0.6.0 --with torchcodec==0.17.0 python -m tools.bench.video     # with both beside it
 
 Videos are made here (synthetic: a drifting texture, 640 x 360, 30 frames a second, H.264), with key frames as far
 apart as encoders put them by default, and as `collimate video transcode` puts them. Each contender reads the bytes of
@@ -29,9 +29,13 @@ try:
     import decord
 except ImportError:
     decord = None
+try:
+    from torchcodec.decoders import VideoDecoder
+except (ImportError, OSError, RuntimeError):  # it needs FFmpeg's shared libraries
+    VideoDecoder = None
 
 FRAMES, SIDE, RATE, SECONDS, SIZE = 8, 224, 30, 10, (360, 640)
-OURS, ALL, DECORD = "collimate", "decode everything", "decord"
+OURS, ALL, DECORD, TORCHCODEC = "collimate", "decode everything", "decord", "torchcodec"
 
 
 def texture() -> np.ndarray:
@@ -60,12 +64,24 @@ def by_decord(data: bytes) -> torch.Tensor:
     return transforms.center_crop(torch.from_numpy(frames).permute(0, 3, 1, 2), [SIDE])
 
 
+def by_torchcodec(data: bytes) -> torch.Tensor:
+    """The same eight frames in their full size, by number, resized as `ImageProcessor` does pictures."""
+    reader = VideoDecoder(data, num_ffmpeg_threads=1)
+    chosen = np.linspace(0, len(reader), FRAMES, endpoint=False).astype(int).tolist()
+    small = transforms.resize(
+        reader.get_frames_at(chosen).data, [SIDE], transforms.InterpolationMode.BICUBIC, antialias=True
+    )
+    return transforms.center_crop(small, [SIDE])
+
+
 def compare(data: bytes, repeats: int) -> dict:
     """Milliseconds of each contender, and how many times as fast ours is."""
     processor = VideoProcessor(FRAMES, ImageProcessor(SIDE))
     calls: dict[str, Callable[[], torch.Tensor]] = {OURS: lambda: processor(data), ALL: lambda: everything(data)}
     if decord is not None:
         calls[DECORD] = lambda: by_decord(data)
+    if VideoDecoder is not None:
+        calls[TORCHCODEC] = lambda: by_torchcodec(data)
     difference = float((calls[OURS]().float() - calls[ALL]().float()).abs().mean())
     taken = _harness.interleaved(calls, repeats)
     found = {f"{name} ms": 1000 * seconds for name, seconds in taken.items()}
