@@ -95,7 +95,7 @@ def _assigned(seen: Scenes, said: Sequence[str], told: Referral, boxes: BoxSourc
     given = seen.given[0]
     if boxes == "ground truth":
         row = (seen.ids[0][given] == told.target).nonzero()[:, 0].tolist()
-        return (said[row[0]], 1.0) if row else ("", 0.0)
+        return (said[int(row[0])], 1.0) if row else ("", 0.0)
     overlaps = box_overlap(seen.boxes[0][given], annotated_box(told))
     if not len(overlaps):
         return "", 0.0
