@@ -214,9 +214,9 @@ def test_distilled_codes_tell_more_of_the_classes(outcome):
 
 @pytest.mark.slow
 def test_hidden_labels_are_told_better_than_by_the_most_frequent(outcome):
-    """And more than half of the distilled codes are in use."""
+    """And more of the distilled codes are in use than of the random ones."""
     for arm in (FIRST, SECOND):
         found = outcome.values[arm]
         for told, frequent in zip(found["masked accuracy"], found["most frequent"], strict=True):
             assert told > 1.2 * frequent
-    assert min(outcome.values[SECOND]["perplexity"]) > CODES / 2
+    assert outcome.difference(SECOND, FIRST, "perplexity").low > 0
