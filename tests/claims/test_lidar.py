@@ -8,7 +8,7 @@ pre-trained on the same 400 sweeps without their labels, with the same number of
 - PointContrast, which is the first of its objectives alone; BEVContrast, which needs poses only;
 - none, which is where training from scratch begins.
 
-Then one and the same detector is fine-tuned on a twentieth of the labels, and judged on other streets by average
+Then one and the same detector is fine-tuned on a tenth of the labels, and judged on other streets by average
 precision from above (overlaps of 0.5 for cars, 0.25 for others, the mean of the classes) and by how far off the
 headings of cars are. Frozen backbones are asked how far their maps are from moving with the scene, whether a linear
 probe tells by how much a sweep was turned (ten bins), and how far features carried along the flow are from those of the
@@ -45,8 +45,8 @@ from collimate_world import SweepSource
 
 from .experiment import SEEDS, compare, train
 
-SWEEPS, SHARE, POINTS = 400, 0.05, 6000
-STEPS, TUNING = 200, 200
+SWEEPS, SHARE, POINTS = 400, 0.1, 6000
+STEPS, TUNING = 120, 300
 WEIGHTS = {"contrast": 20.48, "rotation": 1.0, "flow": 15.0}  # the paper's balance, as in configs/three_d/essl3d_demo
 TIME_ONLY = {"contrast": 0.0, "rotation": 0.0, "flow": 1.0}
 
@@ -96,7 +96,6 @@ def essl3d() -> ESSL3D:
         backbone(),
         SweepProcessor(POINTS),
         pairs=256,
-        point_level="conv3",
         momentum=0.99,
         norm_momentum=0.1,
         **widths,
@@ -105,7 +104,7 @@ def essl3d() -> ESSL3D:
 
 
 def point_contrast() -> PointContrast:
-    return PointContrast(backbone(), SweepProcessor(POINTS), 32, 64, point_level="conv3", pairs=256)
+    return PointContrast(backbone(), SweepProcessor(POINTS), 32, 64, pairs=256)
 
 
 def bev_contrast() -> BEVContrast:

@@ -100,8 +100,10 @@ class ESSL3D(Method):
         temperature: τ. PointContrast's code has 0.07, its published model 0.4.
         reduction: the `sum` over the pairs of a sweep, as published; or the `mean` over pairs, whose weight is then K
             times as large.
-        point_level: at which points are read: `out`, or a finer one, which then has a projector of its own. At `out` a
-            voxel is 0.4 m long on KITTI's grid, and a pedestrian one or two of them.
+        point_level: at which points are read: `out`, as published, or a finer one, which then has a projector of its
+            own. At `out` a voxel is 0.4 m long on KITTI's grid, and a pedestrian one or two of them. What lies behind a
+            finer level is not contrasted: in short runs its features fell together (effective rank 2 of 48, 5 with
+            `out`), and detectors learned from them worse than from none.
         rotation: what is told: the angle of a view, `absolute`, or that between both, `relative`.
         rotation_classes: bins of the angle.
         largest_angle: radians, of the turn of a view; that of the augmentation.
