@@ -59,12 +59,13 @@ def local_to_global_loss(
     owner = torch.arange(samples, dtype=torch.int32, device=features.device).repeat_interleave(count)
     others = local_features.flatten(0, 1)
     if mask is not None:
-        owner, others = owner[mask.flatten()], others[mask.flatten()]
+        real = mask.flatten().nonzero()[:, 0]
+        owner, others = owner[real], others[real]
     negatives = row_logsumexp(features, others, scale, _OfOthers(owner), normalize=False)
     positives = scale * torch.einsum("nd,nmd->nm", features, local_features)
     losses = softplus(negatives[:, None] - positives)
-    real = torch.ones_like(losses) if mask is None else mask.to(losses.dtype)
-    return ((losses * real).sum(1) / real.sum(1).clamp_min(1)).mean().to(dtype)
+    counted = torch.ones_like(losses) if mask is None else mask.to(losses.dtype)
+    return ((losses * counted).sum(1) / counted.sum(1).clamp_min(1)).mean().to(dtype)
 
 
 @dataclass(frozen=True)

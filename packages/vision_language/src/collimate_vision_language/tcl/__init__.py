@@ -15,6 +15,8 @@ positives, and none is a negative. The queue and the copies are those of MoCo (`
 Ranks, as published: each contrasts its own batch with itself and with the common queue, so that N ranks of n samples
 are not one of N n; gradients are exact for the mean of the ranks' losses. The queue gets the samples of all ranks.
 
+From such weights begin `TCLAnswers`, questions about pictures, and `TCLPairs`, statements about two of them.
+
 What of this is ours:
 - The paper adds the three contrastive terms; the released code, with whose weights and learning rates we compare, takes
   their mean (`contrast_weight`).
