@@ -126,3 +126,20 @@ pytestmark = pytest.mark.timeout(7200)  # a quarter of an hour on two quiet core
 @pytest.fixture(scope="module")
 def outcome():
     return compare("harmonization", ARMS, SEEDS)
+
+
+@pytest.mark.slow
+def test_the_cosine_tells_misaligned_samples(outcome):
+    assert outcome.mean(PUT_OFF, "told apart") > 0.55
+
+
+@pytest.mark.slow
+def test_misaligned_pairs_cost_something(outcome):
+    assert outcome.mean(ALIGNED, "texts") > outcome.mean(SUM, "texts")
+
+
+@pytest.mark.slow
+def test_harmonization_costs_nothing(outcome):
+    """That it gains something is the paper's claim; see the guide for what shows here."""
+    for kind in ("texts", "sounds"):
+        assert outcome.difference(PUT_OFF, SUM, kind).high > 0
