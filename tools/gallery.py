@@ -1,9 +1,10 @@
 """Draw the pictures of docs/gallery.md: what reports show of each modality, on the procedural world.
 
-    collimate vision-language train --config filip_demo
-    python -m tools.gallery runs/filip_demo/model
+    collimate vision-language train --config clip_demo --data.train 'world:train?objects=1&size=32' \\
+        --model.init_args.image_processor.init_args.size 32 --data.batch_size 64 --trainer.max_steps 250
+    python -m tools.gallery runs/clip_demo/model
 
-Without a model, the maps of phrases stay as they are.
+Without a model, the figures of one stay as they are.
 """
 
 from __future__ import annotations
@@ -79,15 +80,37 @@ def street() -> Image.Image:
     return picture_from_above(decode_sweep(sample["sweep.npz"]).xyz, objects, bounds=(0, -24, 48, 24), scale=8)
 
 
-def maps(model: str) -> list[tuple[str, Image.Image]]:
-    """Where a trained model finds phrases, and which word fits each patch."""
+def trained(model: str) -> list[tuple[str, Image.Image]]:
+    """What reports draw of a trained model of pictures and texts: its classes, its vectors, its ranks."""
     import collimate
-    from collimate.evaluation import evaluate_localization
+    from collimate.evaluation import evaluate_retrieval, evaluate_zero_shot
 
-    data = open_source("world:test?objects=2-4&length=200&size=64")
-    found = evaluate_localization(collimate.load(model), data, resamples=2)
-    best, worst = found.examples(1)
-    return [("map_hit", best[0][0]), ("map_miss", worst[0][0]), ("map_words", found.alignments()[0][0])]
+    method, data = collimate.load(model), open_source("world:test?objects=1&length=640&size=32")
+    found = evaluate_zero_shot(method, data, templates="photo", resamples=2)
+    ranked = evaluate_retrieval(method, open_source("world:test?objects=1&length=200&size=32"), resamples=2)
+    names = ("confusion", "vectors", "recall")
+    return list(zip(names, [*_figures(found), *_figures(ranked)][:3], strict=True))
+
+
+class _Figures:
+    """A report that keeps its figures only."""
+
+    def __init__(self) -> None:
+        self.drawn: list[Image.Image] = []
+
+    def add_figure(self, figure: Any, *_: Any) -> None:
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=80, bbox_inches="tight", facecolor="white")
+        self.drawn.append(Image.open(file))
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+def _figures(result: Any) -> list[Image.Image]:
+    report = _Figures()
+    result.add_to(report)
+    return report.drawn
 
 
 def _visit() -> dict[str, Any]:
@@ -101,7 +124,7 @@ def _opened(picture: Any) -> Image.Image:
 
 def write(name: str, picture: Image.Image) -> None:
     """A PNG of few colours and of at most `SIDE` pixels a side, or three times that for rows of frames."""
-    limit = (3 * SIDE, SIDE) if picture.width > 2 * picture.height else (SIDE, SIDE)
+    limit = (3 * SIDE, SIDE) if picture.width > 2 * picture.height else (2 * SIDE, SIDE)
     picture = picture.convert("RGB")
     picture.thumbnail(limit, Image.Resampling.LANCZOS)
     FOLDER.mkdir(exist_ok=True)
@@ -110,11 +133,11 @@ def write(name: str, picture: Image.Image) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draw the pictures of docs/gallery.md.")
-    parser.add_argument("model", nargs="?", help="a folder of a trained FILIP")
+    parser.add_argument("model", nargs="?", help="a folder of a trained model of pictures and texts")
     model = parser.parse_args().model
     for draw in (scene, sound, clip, film, ecg, room, street):
         write(draw.__name__, draw())
-    for name, picture in maps(model) if model else []:
+    for name, picture in trained(model) if model else []:
         write(name, picture)
 
 
