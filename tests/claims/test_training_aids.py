@@ -186,7 +186,7 @@ def selection():
 
 @pytest.mark.slow
 def test_sam_learns(sharpness):
-    """Whether it ends where the loss is flatter, and names more, is in the table: no result of three seeds stands yet."""
+    """Whether it ends where the loss is flatter is in the table: no result of three seeds stands yet."""
     for arm in SHARP:
         assert min(sharpness.values[arm]["zero-shot"]) > 2 / 64
 
