@@ -6,6 +6,7 @@ import torch
 
 import collimate
 from collimate.checkpoints import save
+from collimate.data import open_source
 from collimate.data.preparation import Preparation, collate
 from collimate.data.referrals import NamedWord, Referral
 from collimate_3d import evaluate_grounding
@@ -104,6 +105,10 @@ def test_a_detector_learns_rooms_and_finds_them_again(tmp_path):
     grounded = evaluate_grounding(scene_graph_vlp().eval(), proposed, "predicted", resamples=2)
     assert {"acc@0.25", "acc@0.5"} <= grounded.metrics.keys()
     assert grounded.metrics["acc@0.5"] <= grounded.metrics["acc@0.25"]
+    opened = open_source(f"proposed:world-rooms:test?detector={tmp_path / 'detector'}&length=2&objects=4-6")
+    assert len(opened) == 2
+    assert {"scene.npz", "referrals.json", "txt"} <= opened.read(1).keys()
+    assert "graph.json" not in opened.read(1)
     save(scene_graph_vlp(), tmp_path / "other")
     with pytest.raises(ValueError, match="no SceneDetector"):
         ProposedScenes(source, str(tmp_path / "other"))
