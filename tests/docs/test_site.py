@@ -73,7 +73,8 @@ class _Loaded(HTMLParser):
             self.found.append(source)
 
 
-@pytest.mark.slow  # a minute: every docstring of the reference is rendered
+@pytest.mark.slow  # twenty seconds of a quiet core: every docstring of the reference is rendered
+@pytest.mark.timeout(1800)
 def test_it_is_built_strictly_and_loads_nothing_from_elsewhere(tmp_path: Path):
     pytest.importorskip("mkdocs", reason="the group `docs` is not installed")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
