@@ -225,7 +225,7 @@ def test_it_does_not_where_a_name_is_enough(outcome, control):
 
 @pytest.mark.slow
 def test_most_where_place_tells_nothing(outcome):
-    """What is closest to something is told by edges; the shuffled graph tells a part of it by the object's own place."""
+    """What is closest is told by edges; the shuffled graph tells a part of it, likely by the object's own place."""
     gain = {kind: outcome.difference(GRAPH, SHUFFLED, kind).mean for kind in ("closest", "other relations")}
     assert gain["other relations"] > 0
     assert gain["closest"] > gain["other relations"]
