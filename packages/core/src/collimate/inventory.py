@@ -84,8 +84,10 @@ def _declared(node: ast.FunctionDef | ast.ClassDef) -> dict[str, str]:
 
 
 def _subclasses(base: str) -> Iterator[tuple[str, str]]:
-    known = {base}
+    core = {base}
     for package in _packages():
+        # Packages build on the core's classes, and never on one another's: names mean something else there.
+        known = core if package == "collimate" else set(core)
         exported = _exported(_folder(package) / "__init__.py")
         for path in sorted(_folder(package).rglob("*.py")):
             for node in ast.parse(path.read_text(encoding="utf-8")).body:
