@@ -123,9 +123,7 @@ def train(arguments: list[str], program: str, app: App | None = None) -> None:
     cli.config_init.evaluation.run(folder, cli.config.output)
 
 
-def cli_for(
-    arguments: list[str], program: str, app: App | None = None, kind: type[TrainCLI] = TrainCLI
-) -> TrainCLI:
+def cli_for(arguments: list[str], program: str, app: App | None = None, kind: type[TrainCLI] = TrainCLI) -> TrainCLI:
     """Everything that a command line describes, built but not run: `.trainer`, `.model`, `.datamodule`, `.config`."""
     _hush()
     return kind(
