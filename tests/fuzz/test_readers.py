@@ -61,7 +61,7 @@ def test_whole_files_are_read(name):
 
 @pytest.mark.parametrize("name", READERS)
 def test_damaged_files_are_read_or_refused(name):
-    hunt(name, 30)
+    hunt(name, 10)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ is kept in float64.
 from __future__ import annotations
 
 import io
+import struct
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from collimate_3d.formats.columns import COLOURS, cloud_of_columns
 from collimate_3d.points import PointCloud
 
 INTENSITY = 65535  # the range of its 16 bits
+RECORD, EXTENDED = 54, 60
+"""Bytes of the header of a variable length record, and of an extended one."""
 
 
 def decode_las(data: bytes) -> PointCloud:
@@ -30,6 +33,7 @@ def decode_las(data: bytes) -> PointCloud:
         import laspy
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("LAS files need laspy: install `collimate-3d[las]`.") from error
+    _check_records(data)
     try:
         found = laspy.read(io.BytesIO(data))
     except Exception as error:  # laspy, lazrs and struct raise what they like on damaged files
@@ -44,3 +48,13 @@ def decode_las(data: bytes) -> PointCloud:
         name: np.asarray(found[name]) for name in (*COLOURS, "classification", "return_number") if name in names
     }
     return cloud_of_columns(columns)
+
+
+def _check_records(data: bytes) -> None:
+    """That the records which the header counts can lie in the file: laspy makes an empty one for each that does not."""
+    if len(data) < 227:  # the shortest header, of versions before 1.3
+        raise Undecodable("damaged LAS file", f"{len(data)} bytes, a header has 227")
+    header, points, records = struct.unpack_from("<HII", data, 94)
+    extended = struct.unpack_from("<I", data, 243)[0] if data[25] >= 4 and len(data) >= 247 else 0
+    if header + RECORD * records > min(points, len(data)) or EXTENDED * extended > len(data):
+        raise Undecodable("damaged LAS file", f"{records} and {extended} records do not fit into {len(data)} bytes")
