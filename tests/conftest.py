@@ -1,26 +1,27 @@
 """Fixtures and settings for every test: where real data lies, and process groups that need no network."""
 
 import os
-import random
-import zlib
-from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-from hypothesis import HealthCheck, settings
+# Side by side, the test processes share the cores: threads that wait for one another are slow where cores lack. Torch
+# reads this once, when it is imported.
+if (processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo would otherwise look the host name up
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import random  # noqa: E402
+import zlib  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 # In CI the examples are the same every time, and a slow machine is no failure.
 settings.register_profile("ci", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 if os.environ.get("CI"):
     settings.load_profile("ci")
-
-os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo would otherwise look the host name up
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-# Side by side, the test processes share the cores: threads that wait for one another are slow where cores lack.
-if (processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
 
 
 def _seed(name: str) -> None:

@@ -135,6 +135,7 @@ def test_what_is_not_locked_cannot_teach():
 
 def test_the_four_terms_read_transforms_of_unit_vectors(batch):
     method = METHODS["four terms"]()
+    wanted = method.loss_terms(batch)["clap"]
     contrast, rows = method.contrast.double(), {k: normalize(v, dim=1) for k, v in embedded(method, batch).items()}
     audio, text = rows["audio"], rows["text"]
     with torch.no_grad():
@@ -146,7 +147,6 @@ def test_the_four_terms_read_transforms_of_unit_vectors(batch):
             for each in (logits, logits.T):
                 own = torch.nn.functional.cross_entropy(each, torch.arange(6), weights)
                 total = total + own / 4
-    wanted = METHODS["four terms"]().loss_terms(batch)["clap"]
     torch.testing.assert_close(wanted.double(), total, rtol=1e-5, atol=1e-5)
 
 
