@@ -9,14 +9,14 @@ if (processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo would otherwise look the host name up
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import random  # noqa: E402
-import zlib  # noqa: E402
-from pathlib import Path  # noqa: E402
+import random
+import zlib
+from pathlib import Path
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from hypothesis import HealthCheck, settings  # noqa: E402
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
 
 # In CI the examples are the same every time, and a slow machine is no failure.
 settings.register_profile("ci", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
