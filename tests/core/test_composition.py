@@ -15,6 +15,8 @@ NOT_COMPOSED = {  # losses that are no contrast of samples, and the parts that c
     "region_text_loss",
     "sinkhorn_divergences",
     "late_interaction",
+    "matrix_weights_by_distance",
+    "pair_weights_by_distance",
     "select_tokens",
     "tree_similarities",
     "balanced_assignments",

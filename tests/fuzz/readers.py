@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
-import yaml
 from PIL import Image
 
 from collimate.checkpoints.files import read_pickle, read_safetensors, write_safetensors
@@ -307,8 +306,3 @@ def _graph(data: bytes) -> Any:
     from collimate.data.scene_graphs import scene_graph_of
 
     return scene_graph_of(decode("graph.json", data))
-
-
-@reader("recipe", file("recipe.yaml", lambda path: yaml.safe_load(path.read_text(encoding="utf-8"))))
-def recipe() -> bytes:
-    return b"output: runs/x\nmodel: {class_path: collimate_vision_language.CLIP}\n"

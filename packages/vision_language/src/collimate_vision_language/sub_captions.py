@@ -18,7 +18,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from collimate.data import Caption, CaptionChoice
-from collimate.data.decoding import check_text
+from collimate.data.decoding import Undecodable, check_text
 from collimate.training import Method
 
 
@@ -105,7 +105,9 @@ class SubCaptions(CaptionChoice):
             Undecodable: the sample has no caption, or one that was drawn is damaged.
         """
         given = [caption for caption in captions if caption.text.strip()]
-        raw = next((caption.text for caption in given if caption.kind in self.raw), given[0].text if given else "")
+        if not given:  # sentences that are joined get full stops, with which nothing would be a text
+            raise Undecodable("empty text")
+        raw = next((caption.text for caption in given if caption.kind in self.raw), given[0].text)
         texts = [raw] if self.include_raw else []
         texts += self.draw(self.sentences(given) or [raw], self.num_subcaptions - len(texts), self.merged_num)
         return [check_text(text) for text in texts]
