@@ -126,11 +126,14 @@ def test_the_command(tmp_path, capsys):
     from collimate.app import installed_apps
     from collimate.planning.command import plan
 
+    cache = '{"class_path": "collimate.training.callbacks.GradientCache", "init_args": {"chunk_size": 16}}'
     arguments = ["--machine=l4", f"--output={tmp_path}", "--price=0.8", "--trainer.devices=2"]
+    arguments.append(f"--trainer.callbacks+={cache}")
     plan(arguments, "collimate vision-language plan", installed_apps()["vision-language"])
     told = " ".join(capsys.readouterr().out.split())
     assert "2 x l4" in told
     assert "bf16-mixed" in told
+    assert "without the gradient cache" not in told, "it is on"
     record = json.loads((tmp_path / "plan.json").read_text())
     assert record["ranks"] == 2
     assert record["seconds"] == pytest.approx(sum(record["parts"].values()))

@@ -18,12 +18,11 @@ from collimate.app import App
 from collimate.console import say
 from collimate.data import DataModule
 from collimate.planning.counting import PROBES, StepCount, count_step
-from collimate.planning.machines import MACHINES, Machine, measure_this_machine
+from collimate.planning.machines import HERE, MACHINES, Machine, measure_this_machine
 from collimate.planning.prediction import Bound, Prediction, largest_batch, predict
 from collimate.training import Method
 from collimate.training.run import TrainCLI, cli_for
 
-HERE = "here"
 DRAWN = 32
 """Samples that are read, of which the longest are counted with."""
 
@@ -59,6 +58,8 @@ def plan(arguments: list[str], program: str, app: App | None = None) -> None:
     run = _Run(cli.config, data)
     if cli.config.stand_in:
         data.train = cli.config.stand_in
+    if data.schedule is not None:
+        say("data.schedule is left out: every step is planned with the shapes of the recipe's processors.")
     say(f"Counting steps of {', '.join(map(str, PROBES))} samples, on the CPU.")
     count = count_step(method, _batches(method, data), run.precision)
     how = {"ranks": run.ranks, "nodes": run.nodes, "precision": run.precision, "sharded": run.sharded}

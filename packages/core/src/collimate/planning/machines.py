@@ -6,6 +6,7 @@ in practice; ours.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ import numpy as np
 import torch
 
 Kind = Literal["matmul", "convolution"]
+HERE = "here"
+"""The name of the machine at hand."""
+
 SHARE = 0.6
 MEMORY_SHARE = 0.8
 """Of a GPU's memory bandwidth, what element-wise kernels reach."""
@@ -100,7 +104,7 @@ def measure_this_machine(least: float = 0.05) -> Machine:
         rates["convolution", dtype] = [_convolution(side, dtype, least) for side in (4, 16, 64)]
     bandwidth = [_sum(count, least) for count in (2**8, 2**12, 2**16, 2**20, 2**24)]
     memory = float(_memory())
-    return Machine("here", rates, bandwidth, memory, _call(least))
+    return Machine(HERE, rates, bandwidth, memory, _call(least))
 
 
 def _product(side: int, dtype: torch.dtype, least: float) -> tuple[float, float]:
@@ -146,6 +150,4 @@ def _seconds(run: Callable[[], object], least: float) -> float:
 
 
 def _memory() -> int:
-    import os
-
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 16 * 2**30

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from collimate.planning.counting import StepCount
-from collimate.planning.machines import Kind, Machine
+from collimate.planning.machines import HERE, Kind, Machine
 
 Bound = Literal["arithmetic", "memory bandwidth", "calls", "communication"]
 
@@ -82,7 +82,7 @@ def predict(
         parts["communication"] = _exchanged(step, machine, batch_size, ranks, nodes, sharded)
     weights = (4 * step.parameters + 4 * step.trained + step.state) * share
     saved = count(min(chunk, batch_size)).saved if chunk else step.saved
-    workspace = WORKSPACE if machine.link or machine.name != "here" else 0.0
+    workspace = 0.0 if machine.name == HERE else WORKSPACE
     flops = sum(found.flops for found in step.operations.values())
     return Prediction(sum(parts.values()), parts, weights + saved + workspace, weights, flops)
 
