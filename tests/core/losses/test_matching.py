@@ -30,6 +30,16 @@ def test_weights_are_the_softmax_of_the_others():
     torch.testing.assert_close(found, wanted)
 
 
+def test_hardness_leads_from_any_negative_to_the_published_ones() -> None:
+    scores = logits(5)
+    easy, half, hard = (negative_weights(scores, hardness=hardness) for hardness in (0, 0.5, 1))
+    others = ~torch.eye(5, dtype=torch.bool)
+    torch.testing.assert_close(easy[others], torch.full((20,), 0.2))
+    assert torch.equal(hard, negative_weights(scores))
+    row = scores[0, 1:].argmax() + 1
+    assert easy[0, row] / easy[0, 1:].sum() < half[0, row] / half[0, 1:].sum() < hard[0, row] / hard[0, 1:].sum()
+
+
 def test_draws_follow_the_weights_and_the_generator():
     weights = negative_weights(logits(4)).repeat_interleave(4000, 0)
     drawn = draw_negatives(weights, torch.Generator().manual_seed(3))

@@ -6,6 +6,9 @@ Li et al. 2021, ALBEF, arXiv 2107.07651, section 3.2; also in TCL and ALPRO. For
 
 A head then tells n true pairs from 2n false ones, each query with a drawn key and each key with a drawn query.
 
+Ours, and 1 unless asked for: a hardness h, P(j | i) ~ softmax_j(h l_ij). A fusion encoder of random weights learns little
+from the hardest negatives and much from any; ramped from 0 to 1, it meets both in turn.
+
 Shape legend: n samples.
 """
 
@@ -18,7 +21,9 @@ from torch.nn.functional import cross_entropy
 
 
 @torch.no_grad()
-def negative_weights(logits: Float[Tensor, "n n"], ids: Int[Tensor, " n"] | None = None) -> Float[Tensor, "n n"]:
+def negative_weights(
+    logits: Float[Tensor, "n n"], ids: Int[Tensor, " n"] | None = None, hardness: float = 1.0
+) -> Float[Tensor, "n n"]:
     """The weight with which key j is drawn as a negative of query i; rows need not sum to 1.
 
     Where a row has no weight left (softmaxes of large logits underflow, and those of NaN are NaN), every key that may
@@ -27,6 +32,7 @@ def negative_weights(logits: Float[Tensor, "n n"], ids: Int[Tensor, " n"] | None
     Args:
         logits: of queries (rows) with keys (columns); sample i is query i and key i. Any floating dtype.
         ids: keys of the query's id are no negatives of it: other captions of one picture.
+        hardness: h, by which logits are multiplied; with 0 every key that may be drawn has the same weight.
 
     Returns:
         float32, or float64 for float64 logits. No gradient.
@@ -37,7 +43,7 @@ def negative_weights(logits: Float[Tensor, "n n"], ids: Int[Tensor, " n"] | None
     if logits.shape[0] != logits.shape[1]:
         raise ValueError(f"Negatives are drawn among the samples of a batch; got {tuple(logits.shape)} logits.")
     allowed = _allowed(len(logits), ids, logits.device)
-    weights = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1).masked_fill(~allowed, 0)
+    weights = (hardness * logits.to(torch.promote_types(logits.dtype, torch.float32))).softmax(1).masked_fill(~allowed, 0)
     total = weights.sum(1, keepdim=True)
     return torch.where(total.isfinite() & (total > 0), weights, allowed.to(weights.dtype))
 

@@ -125,6 +125,10 @@ class Method(LightningModule, Configurable):
             return run(rows)
         return embed_in_chunks(run, rows, self.gradient_cache, self)
 
+    def warmed_up(self, steps: int) -> float:
+        """How much of a warm-up of so many optimizer steps is over, from 0 to 1; 1 where there is none."""
+        return min(1.0, self.global_step / steps) if steps else 1.0
+
     def tower_precision(self) -> AbstractContextManager[Any]:
         """The run's own precision, in which towers run; for networks that `losses` runs, which itself is float32."""
         return nullcontext() if self._trainer is None else self.trainer.precision_plugin.forward_context()

@@ -63,6 +63,8 @@ class ALPRO(Method):
         temperature_bounds: τ is held between them.
         mask_rate: the share of tokens that masked modelling asks for; 0 goes without it, as in fine-tuning.
         prompter: what names crops for prompting entity modelling; None goes without it, as in fine-tuning.
+        hardness_warmup: optimizer steps in which matching's negatives become hard, from any at first; ours, for fusion
+            layers of random weights. 0, as published: the hard ones from the start.
 
     Attributes:
         temp: τ, which divides, under its published name.
@@ -85,6 +87,7 @@ class ALPRO(Method):
         temperature_bounds: tuple[float, float] = (0.001, 0.5),
         mask_rate: float = 0.15,
         prompter: EntityPrompter | None = None,
+        hardness_warmup: int = 0,
     ) -> None:
         super().__init__()
         check_towers(video_encoder, text_encoder)
@@ -96,7 +99,7 @@ class ALPRO(Method):
         self.itm_head = nn.Linear(text_encoder.width, 2)
         self.temp = nn.Parameter(torch.tensor(temperature))
         self.temperature_bounds, self.mask_rate = temperature_bounds, mask_rate
-        self.prompter = prompter
+        self.prompter, self.hardness_warmup = prompter, hardness_warmup
         if prompter is not None:
             hidden = 2 * text_encoder.width  # modeling/alpro_models.py
             last = nn.Linear(hidden, len(prompter.entities))
@@ -209,8 +212,9 @@ class ALPRO(Method):
         videos = texts = own = torch.arange(len(by_text), device=by_text.device)
         # The last batch of validation may be one sample: there are true pairs alone.
         if self.training or len(own) > 1:
+            hardness = self.warmed_up(self.hardness_warmup)
             wrong_video, wrong_text = (
-                batch[name] if name in batch else draw_negatives(negative_weights(logits))
+                batch[name] if name in batch else draw_negatives(negative_weights(logits, hardness=hardness))
                 for name, logits in (("negative_video", by_text), ("negative_text", by_text.T))
             )
             videos, texts = torch.cat([own, wrong_video, own]), torch.cat([own, own, wrong_text])

@@ -60,6 +60,8 @@ class CoAVT(Method):
         joint_layers, joint_heads, joint_hidden: of the layers behind both towers; hidden is the width of their MLPs.
         bimodal_losses: what is asked of the frame alone and the sound alone; of both together, all three are.
         label_smoothing: of the language loss.
+        hardness_warmup: optimizer steps in which matching's negatives become hard, from any at first; ours. 0, as
+            published: the hard ones from the start.
         temperature: 1 / s at the start.
         max_logit_scale: s is held between 1 and this.
         init_std: of the random weights of joint layers and cross-attention; see `collimate.encoders.Bert`.
@@ -87,6 +89,7 @@ class CoAVT(Method):
         joint_hidden: int = 3072,
         bimodal_losses: Sequence[Objective] = OBJECTIVES,
         label_smoothing: float = 0.1,
+        hardness_warmup: int = 0,
         temperature: float = 0.07,
         max_logit_scale: float = 100.0,
         init_std: float = QUERY_STD,
@@ -104,7 +107,7 @@ class CoAVT(Method):
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)))  # the logarithm of s
         self.max_logit_scale = max_logit_scale
         self.objectives = {name: OBJECTIVES if name == BOTH else tuple(bimodal_losses) for name in STREAMS}
-        self.label_smoothing, self.embed_dim = label_smoothing, embed_dim
+        self.label_smoothing, self.embed_dim, self.hardness_warmup = label_smoothing, embed_dim, hardness_warmup
 
     def forward(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> Encoding:
         if modality == "text":
@@ -206,8 +209,9 @@ class CoAVT(Method):
         if self.training or len(own) > 1:
             with torch.no_grad():
                 by_text = late_interaction(embeddings["text"][:, None], embeddings[name]) * self.logit_scale.exp()
+            hardness = self.warmed_up(self.hardness_warmup)
             wrong_clip, wrong_text = (
-                batch[key] if key in batch else draw_negatives(negative_weights(scores, ids))
+                batch[key] if key in batch else draw_negatives(negative_weights(scores, ids, hardness))
                 for key, scores in ((f"negative_{name}", by_text), (f"negative_text_{name}", by_text.T))
             )
             clips, texts = torch.cat([own, wrong_clip, own]), torch.cat([own, own, wrong_text])

@@ -67,6 +67,8 @@ class TCL(Method):
         local_grid: the picture's patches are pooled to so many windows along each edge.
         mask_rate: the share of tokens that masked modelling asks for; 0 goes without it, as in fine-tuning.
         image_ids: samples of one picture are all positives of each other, and never negatives in matching.
+        hardness_warmup: optimizer steps in which matching's negatives become hard, from any at first; ours, for fusion
+            layers of random weights. 0, as published: the hard ones from the start.
 
     Attributes:
         temp: τ, which divides, under its published name.
@@ -96,6 +98,7 @@ class TCL(Method):
         local_grid: int = 4,
         mask_rate: float = 0.15,
         image_ids: bool = False,
+        hardness_warmup: int = 0,
     ) -> None:
         super().__init__()
         check_towers(image_encoder, text_encoder, mask_rate)
@@ -111,6 +114,7 @@ class TCL(Method):
         self.momentum, self.alpha, self.alpha_warmup = momentum, alpha, alpha_warmup
         self.temperature_bounds, self.contrast_weight = temperature_bounds, contrast_weight
         self.local_grid, self.mask_rate, self.image_ids = local_grid, mask_rate, image_ids
+        self.hardness_warmup = hardness_warmup
         self.also = ("id",) if image_ids else ()
         if pretrained is not None:
             fill(self, pretrained)
@@ -123,7 +127,7 @@ class TCL(Method):
     @property
     def softness(self) -> float:
         """α at this step."""
-        return self.alpha * min(1.0, self.global_step / self.alpha_warmup) if self.alpha_warmup else self.alpha
+        return self.alpha * self.warmed_up(self.alpha_warmup)
 
     def forward(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> Encoding:
         """`pooled` lies in the joint space; `tokens` are the tower's own, the class token first, for `rerank`."""
@@ -270,8 +274,9 @@ class TCL(Method):
         images = texts = own = torch.arange(len(features.image), device=scale.device)
         # The last batch of validation may be one sample, also one that is repeated: there are true pairs alone.
         if self.training or len(own if ids is None else ids.unique()) > 1:
-            by_text = negative_weights(scale * features.text @ momentum.image.T, ids)
-            by_image = negative_weights(scale * features.image @ momentum.text.T, ids)
+            hardness = self.warmed_up(self.hardness_warmup)
+            by_text = negative_weights(scale * features.text @ momentum.image.T, ids, hardness)
+            by_image = negative_weights(scale * features.image @ momentum.text.T, ids, hardness)
             wrong_image = batch["negative_image"] if "negative_image" in batch else draw_negatives(by_text)
             wrong_text = batch["negative_text"] if "negative_text" in batch else draw_negatives(by_image)
             images, texts = torch.cat([own, wrong_image, own]), torch.cat([own, own, wrong_text])
