@@ -56,12 +56,13 @@ def local_to_global_loss(
     dtype = torch.promote_types(features.dtype, torch.float32)
     features, local_features = features.to(dtype), local_features.to(dtype)
     scale = torch.as_tensor(logit_scale, device=features.device).reshape(())
-    owner = torch.arange(samples, dtype=torch.int32, device=features.device).repeat_interleave(count)
+    sample = torch.arange(samples, dtype=torch.int32, device=features.device)
+    owner = sample.repeat_interleave(count)
     others = local_features.flatten(0, 1)
     if mask is not None:
         real = mask.flatten().nonzero()[:, 0]
         owner, others = owner[real], others[real]
-    negatives = row_logsumexp(features, others, scale, _OfOthers(owner), normalize=False)
+    negatives = row_logsumexp(features, others, scale, _OfOthers(sample, owner), normalize=False)
     positives = scale * torch.einsum("nd,nmd->nm", features, local_features)
     losses = softplus(negatives[:, None] - positives)
     counted = torch.ones_like(losses) if mask is None else mask.to(losses.dtype)
@@ -72,11 +73,11 @@ def local_to_global_loss(
 class _OfOthers:
     """Which locals are negatives of a sample: those of the others, who are their owners."""
 
+    sample: Int[Tensor, " n"]
     owner: Int[Tensor, " m"]
 
     def __call__(self, rows: slice, columns: slice) -> Bool[Tensor, "rows columns"]:
-        sample = torch.arange(rows.start, rows.stop, dtype=self.owner.dtype, device=self.owner.device)
-        return sample[:, None] != self.owner[columns]
+        return self.sample[rows, None] != self.owner[columns]
 
 
 def _check(features: Tensor, local_features: Tensor, mask: Tensor | None) -> None:
