@@ -203,11 +203,12 @@ def test_corrupt_samples_are_replaced_and_counted(numbers, caplog):
     assert caplog.text.count("Corrupt sample") == 2  # one for each loader that met one
 
 
-def test_workers_report_what_was_corrupt(numbers):
+def test_workers_report_what_was_corrupt_and_how_long_they_took(numbers):
     loader = stream(numbers(100, bad=range(0, 100, 20)), num_workers=2)
     taken(loader, 25)
     loader.close()
     assert loader.corrupt == {("numbers", "spoilt"): 5}
+    assert loader.worker_seconds > 0
 
 
 def test_too_many_corrupt_samples_stop_the_run(numbers):

@@ -97,6 +97,7 @@ def test_the_log_has_what_tells_a_healthy_run(tmp_path: Path, capsys: pytest.Cap
         assert float(rows[0][name]) == float(rows[0][name])
     assert float(rows[0]["negatives"]) == 7
     assert 0 <= float(rows[0]["data_wait"]) <= 1
+    assert [float(row["worker_ms"]) for row in rows] == [125, 125]
     line = next(line for line in capsys.readouterr().out.splitlines() if "step 2/4" in line)
     for word in ("loss", "samples/s", "data wait", "logit_scale", "gap", "effective rank"):
         assert word in line

@@ -46,13 +46,16 @@ def toy_batch(size: int, seed: int = 0) -> dict[str, Tensor]:
 
 
 class ToyLoader:
-    """A sized list of batches."""
+    """A sized list of batches, each of which takes a worker a second."""
 
     def __init__(self, steps: int, size: int = 8) -> None:
         self.batches = [toy_batch(size, seed) for seed in range(steps)]
+        self.worker_seconds = 0.0
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self):
-        return iter(self.batches)
+        for batch in self.batches:
+            self.worker_seconds += 1
+            yield batch

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,8 +33,8 @@ from collimate.processing import Processor
 log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
-CORRUPT = "corrupt"
-"""The entry of a batch in which workers tell what was corrupt; loaders take it out."""
+TOLD = "told"
+"""The entry of a batch in which workers tell how it was made; loaders take it out."""
 
 
 class TooManyCorruptSamples(RuntimeError):
@@ -66,6 +67,7 @@ class TrainLoader:
     Attributes:
         consumed: positions of the stream that all ranks together have taken, or passed over.
         corrupt: (source, reason) -> samples that this rank met.
+        worker_seconds: in which this rank's workers read, decoded and prepared the batches that were given out.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class TrainLoader:
         self.steps = steps or max(1, len(mixture) // self._stride)
         self.consumed = 0
         self.corrupt: Counter[tuple[str, str]] = Counter()
+        self.worker_seconds = 0.0
         self._ledger = _Ledger(max_corrupt_rate, self.corrupt)
         self._buckets = LengthBuckets(mixture, batch_size, self.world_size, bucket_batches) if bucket_batches else None
         self._dataset = _Stream(mixture, preparation, trim=bucket_batches > 0)
@@ -116,7 +119,7 @@ class TrainLoader:
             self.consumed += self._stride
         else:
             self.consumed = self.plan[self.plan.step_at(self.consumed) + 1].first
-        self._ledger.enter(batch, len(batch["position"]))
+        self.worker_seconds += self._ledger.enter(batch, len(batch["position"]))
         return batch
 
     def _positions(self) -> Sampler[Any]:
@@ -221,6 +224,13 @@ class EvalLoader:
             yield batch
 
 
+class _Told(NamedTuple):
+    """Which samples were corrupt, by source, and the seconds in which a worker read and prepared the batch."""
+
+    corrupt: list[tuple[str, CorruptSample]]
+    seconds: float
+
+
 class _Positions(Sampler[list[int]]):
     """The positions of each batch of one rank, from a place in the stream on, without end."""
 
@@ -265,6 +275,7 @@ class _Stream(Dataset[Batch]):
     def __getitems__(self, positions: list[int]) -> Batch:
         if self._downloads:
             self._look_ahead(positions)
+        begun = time.perf_counter()
         corrupt: list[tuple[str, CorruptSample]] = []
         preparation = self._prepared(getattr(positions, "shape", ()))
         with restoring_generators():
@@ -272,7 +283,7 @@ class _Stream(Dataset[Batch]):
         if self.trim:
             batch = preparation.trimmed(batch)
         batch["position"] = torch.tensor(positions)
-        batch[CORRUPT] = corrupt
+        batch[TOLD] = _Told(corrupt, time.perf_counter() - begun)
         return batch
 
     def _row(self, position: int, preparation: Preparation, corrupt: list[tuple[str, CorruptSample]]) -> dict[str, Any]:
@@ -311,6 +322,7 @@ class _Once(Dataset[Batch]):
         self.source, self.preparation, self.trim = source, preparation, trim
 
     def __getitems__(self, rows: list[tuple[int, bool]]) -> Batch:
+        begun = time.perf_counter()
         corrupt: list[tuple[str, CorruptSample]] = []
         found: dict[int, dict[str, Any] | None] = {}
         with restoring_generators():
@@ -324,7 +336,7 @@ class _Once(Dataset[Batch]):
             batch = self.preparation.trimmed(batch)
         batch["index"] = torch.tensor([index for index, _ in rows])
         batch["valid"] = torch.tensor([valid and found[index] is not None for index, valid in rows])
-        batch[CORRUPT] = corrupt
+        batch[TOLD] = _Told(corrupt, time.perf_counter() - begun)
         return batch
 
     def _row(self, index: int, corrupt: list[tuple[str, CorruptSample]]) -> dict[str, Any] | None:
@@ -353,14 +365,18 @@ class _Ledger:
     def __init__(self, max_rate: float, counts: Counter[tuple[str, str]]) -> None:
         self.max_rate, self.counts, self.seen = max_rate, counts, 0
 
-    def enter(self, batch: Batch, size: int) -> None:
+    def enter(self, batch: Batch, size: int) -> float:
         """Count a batch, and take out of it what the worker told.
+
+        Returns:
+            the seconds in which the worker made it.
 
         Raises:
             TooManyCorruptSamples: the rate is exceeded.
         """
         self.seen += size
-        for source, error in batch.pop(CORRUPT):
+        told: _Told = batch.pop(TOLD)
+        for source, error in told.corrupt:
             if (source, error.reason) not in self.counts:
                 log.warning("Corrupt sample, replaced; further ones of this kind are only counted. %s", error)
             self.counts[source, error.reason] += 1
@@ -373,6 +389,7 @@ class _Ledger:
                 f"{corrupt} of {self.seen} samples are corrupt, more than max_corrupt_rate={self.max_rate:g} allows:"
                 f"{reasons}\n`collimate data verify` lists them all."
             )
+        return told.seconds
 
 
 def seed_generators(seed: int, position: int) -> None:

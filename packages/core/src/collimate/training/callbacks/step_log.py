@@ -23,6 +23,7 @@ class StepLog(Callback):
     - `loss` and each term;
     - `samples_per_second`, over all ranks;
     - `data_wait`: the share of the time since the last line spent waiting for the loader;
+    - `worker_ms`: milliseconds in which a worker reads, decodes and augments a sample, on this rank; not on the console;
     - `logit_scale`: the multiplier, not its logarithm;
     - `similarity_gap`: mean cosine of pairs minus that of non-pairs, on this rank's batch;
     - `effective_rank`: dimensions in use, per modality;
@@ -36,13 +37,14 @@ class StepLog(Callback):
 
     def __init__(self, console: bool = True) -> None:
         self.console = console
-        self._waited = 0.0
+        self._waited = self._worked = 0.0
         self._samples = 0
         self._steps = 0
         self._since = self._last_end = time.perf_counter()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restart()
+        self._worked = _worker_seconds(trainer)
         self._last_end = self._since
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -69,6 +71,8 @@ class StepLog(Callback):
             metrics |= {f"loss/{name}": float(value.detach()) for name, value in outputs["terms"].items()}
         metrics["samples_per_second"] = world * self._samples / elapsed
         metrics["data_wait"] = self._waited / elapsed
+        worked, self._worked = self._worked, _worker_seconds(trainer)
+        metrics["worker_ms"] = 1000 * (self._worked - worked) / self._samples
         metrics |= space_statistics(module, outputs["embeddings"])
         statistics = {name: float(value) for name, value in getattr(module, "statistics", {}).items()}
         metrics |= statistics
@@ -78,6 +82,11 @@ class StepLog(Callback):
             logger.log_metrics(metrics, step=trainer.global_step)
         if self.console and trainer.is_global_zero:
             say(_line(trainer, metrics, statistics))
+
+
+def _worker_seconds(trainer: Trainer) -> float:
+    """So far, of this rank's loader; 0 where the loader is not ours."""
+    return getattr(trainer.train_dataloader, "worker_seconds", 0.0)
 
 
 @torch.no_grad()
