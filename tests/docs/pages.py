@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from collimate.app import DATA_VERBS, installed_apps
+from collimate.app import GROUPS, installed_apps
 from collimate.cli import TOP_VERBS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,5 +144,5 @@ def _is_whole(words: tuple[str, ...]) -> bool:
     apps = installed_apps()
     if words[0] in TOP_VERBS or words[0] == "completion":
         return True
-    verbs = DATA_VERBS if words[0] == "data" else apps[words[0]].all_verbs if words[0] in apps else {}
+    verbs = apps[words[0]].all_verbs if words[0] in apps else GROUPS.get(words[0], ("", {}))[1]
     return len(words) > 2 and words[1] in verbs and words[2].startswith("--")

@@ -9,7 +9,7 @@ import jsonargparse
 import pytest
 
 from collimate import cli
-from collimate.app import DATA_VERBS, installed_apps
+from collimate.app import GROUPS, installed_apps
 from collimate.training import run as training
 
 
@@ -36,7 +36,7 @@ def parse(words: Sequence[str], patch: pytest.MonkeyPatch) -> None:
     if options.group == "completion" or getattr(options, "verb", "") is None:
         return
     app = apps.get(options.group)
-    verbs = cli.TOP_VERBS if depth == 1 else DATA_VERBS if app is None else app.all_verbs
+    verbs = cli.TOP_VERBS if depth == 1 else GROUPS[options.group][1] if app is None else app.all_verbs
     verb = verbs[options.group if depth == 1 else options.verb]
     with pytest.raises(Parsed):
         _run(verb, rest, app, patch)

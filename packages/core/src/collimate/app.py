@@ -48,6 +48,20 @@ DATA_VERBS: Mapping[str, Verb] = {
     "balance": Verb("collimate.data.commands:balance", "show what each rank and worker will read"),
 }
 
+SEARCH_VERBS: Mapping[str, Verb] = {
+    "check": Verb("collimate.search.commands:check", "tell whether trained models share a space"),
+    "index": Verb("collimate.search.commands:index", "embed data of several modalities and write an index"),
+    "find": Verb("collimate.search.commands:find", "search an index by a text, or by a file of any modality"),
+    "retrieval": Verb("collimate.search.commands:retrieval", "rank two modalities that never met in training"),
+    "serve": Verb("collimate.search.commands:serve", "search an index on a page of this machine's browser"),
+}
+
+GROUPS: Mapping[str, tuple[str, Mapping[str, Verb]]] = {
+    "data": ("make, index, inspect and check data sets", DATA_VERBS),
+    "search": ("find anything by anything, in one space of several models", SEARCH_VERBS),
+}
+"""Commands beside the apps: name -> what it is for, and its verbs."""
+
 
 @dataclass(frozen=True)
 class App:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from collimate import __version__
-from collimate.app import DATA_VERBS, App, Verb, installed_apps
+from collimate.app import GROUPS, App, Verb, installed_apps
 
 TOP_VERBS: Mapping[str, Verb] = {
     "list": Verb("collimate.inventory:show", "show methods, recipes, encoders and losses"),
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.parse_args([options.group, "--help"])
     else:
         app = apps.get(options.group)
-        verbs = DATA_VERBS if app is None else app.all_verbs
+        verbs = GROUPS[options.group][1] if app is None else app.all_verbs
         _guarded(verbs[options.verb], rest, f"collimate {options.group} {options.verb}", app)
 
 
@@ -62,8 +62,8 @@ def top_parser(apps: Mapping[str, App]) -> argparse.ArgumentParser:
     groups = parser.add_subparsers(dest="group", metavar="<app or command>")
     for app in apps.values():
         _add_verbs(groups.add_parser(app.name, help=app.summary, description=app.summary), app.all_verbs)
-    data = groups.add_parser("data", help="make, index, inspect and check data sets")
-    _add_verbs(data, DATA_VERBS)
+    for name, (summary, verbs) in GROUPS.items():
+        _add_verbs(groups.add_parser(name, help=summary), verbs)
     for name, verb in TOP_VERBS.items():
         groups.add_parser(name, help=verb.summary, add_help=False)
     completion = groups.add_parser("completion", help="print a shell completion script")

@@ -1,6 +1,6 @@
 """Encoders: adapters over timm, open_clip and transformers, and the heads beside them."""
 
-from collimate.encoders.adapted import Frozen, LoRA
+from collimate.encoders.adapted import Frozen, LoRA, Projected
 from collimate.encoders.base import Encoder
 from collimate.encoders.bert import Bert
 from collimate.encoders.huggingface import HuggingFaceTextEncoder
@@ -29,6 +29,7 @@ __all__ = [
     "OpenClipImageEncoder",
     "OpenClipResNetEncoder",
     "OpenClipTextEncoder",
+    "Projected",
     "Projection",
     "Stacked",
     "TimmImageEncoder",

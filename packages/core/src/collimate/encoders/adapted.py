@@ -1,4 +1,4 @@
-"""Encoders around an encoder: with low-rank updates, or frozen. In a recipe they take the encoder's place."""
+"""Encoders around an encoder: with low-rank updates, frozen, or in a joint space. In a recipe they take its place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from collimate.configurable import build
 from collimate.encoders.base import Encoder
-from collimate.encoders.projection import NoProjection
+from collimate.encoders.projection import NoProjection, Projection
 from collimate.encoding import Encoding
 
 
@@ -114,6 +114,29 @@ class Frozen(Encoder):
     def train(self, mode: bool = True) -> Frozen:
         self.training = mode
         return self
+
+
+class Projected(Encoder):
+    """An encoder with its projection: its own space is the joint space that a method trained.
+
+    Args:
+        encoder: the tower.
+        projection: from its width into the joint space.
+    """
+
+    def __init__(self, encoder: Encoder, projection: Projection) -> None:
+        super().__init__()
+        self.encoder, self.projection = encoder, projection
+        self.width = projection.dim
+
+    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Encoding:
+        return self.projection.project(self.encoder(inputs, mask))
+
+    def example(self) -> Tensor | None:
+        return self.encoder.example()
+
+    def depths(self) -> dict[str, int]:
+        return {f"encoder.{name}": depth for name, depth in self.encoder.depths().items()}
 
 
 def require_frozen(encoder: nn.Module, projection: nn.Module, modality: str, who: str) -> None:
