@@ -116,6 +116,17 @@ def test_shards_know_the_sizes_of_their_samples(tmp_path):
     assert [open_source(tmp_path).size_of(i) for i in range(4)] == [1, 11, 21, 31]
 
 
+def test_tables_and_folders_know_the_sizes_of_their_files(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.wav").write_bytes(b"a" * (10 * i + 1))
+    (tmp_path / "table.csv").write_text("file,text\n0.wav,a\n2.wav,b\nmissing.wav,c\n")
+    (tmp_path / "texts.jsonl").write_text('{"text": "ab"}\n{"text": "abcd"}\n')
+    assert [open_source(tmp_path / "table.csv").size_of(i) for i in range(3)] == [1, 21, 0]
+    assert [open_source(tmp_path / "texts.jsonl").size_of(i) for i in range(2)] == [15, 17]
+    (tmp_path / "table.csv").unlink()
+    assert [open_source(tmp_path).size_of(i) for i in range(3)] == [1, 11, 21]
+
+
 def test_what_cannot_be_sorted_is_refused():
     class Mute(Source):
         name = "mute"

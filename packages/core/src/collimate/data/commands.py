@@ -217,6 +217,7 @@ def verify(data: str, workers: int = 2, limit: int | None = None, report: str | 
     for reason, count in Counter(reason for _, reason, _ in bad).most_common():
         console.print(f"  {count} x {reason}")
     if bad or bad_shards:
+        console.print("Make them anew, or leave them out; training passes over them up to data.max_corrupt_rate.")
         raise SystemExit(1)
 
 

@@ -111,7 +111,7 @@ def decode(extension: str, data: bytes) -> Any:
     if decoder is None:
         return data
     if not data:
-        raise Undecodable("empty file")
+        raise Undecodable("empty file", "0 bytes, expected a whole file")
     return decoder(data)
 
 
@@ -138,7 +138,8 @@ def naming(sample: Sample, what: str) -> Iterator[None]:
         raise CorruptSample(f"{where(sample)}.{what}", error.reason, error.detail) from None
     except (OSError, SyntaxError, ValueError, EOFError, OverflowError) as error:  # Pillow's choice of errors
         reason = "truncated file" if "truncated" in str(error) else f"undecodable {what}"
-        raise CorruptSample(f"{where(sample)}.{what}", reason, f"{type(error).__name__}: {error}") from None
+        detail = f"{type(error).__name__}: {error}; expected a whole file"
+        raise CorruptSample(f"{where(sample)}.{what}", reason, detail) from None
 
 
 # Decoders -------------------------------------------------------------------------------------------------------
@@ -155,7 +156,7 @@ def decode_image(data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise Undecodable("decompression bomb", str(error)) from None
     except UnidentifiedImageError:
-        raise Undecodable("not an image", f"it begins with {data[:8]!r}") from None
+        raise Undecodable("not an image", f"it begins with {data[:8]!r}, expected one of {', '.join(IMAGES)}") from None
     except Exception as error:  # decoders of rare formats raise anything on damaged headers
         raise Undecodable("damaged image", str(error)) from None
     width, height = image.size
@@ -190,7 +191,7 @@ def check_text(text: str) -> str:
     if len(text) > MAX_TEXT:
         raise Undecodable("text too long", f"{len(text)} characters, at most {MAX_TEXT} are taken")
     if not text.strip():
-        raise Undecodable("empty text")
+        raise Undecodable("empty text", f"{text[:20]!r}, expected words")
     return text
 
 
@@ -205,7 +206,7 @@ def decode_class(data: bytes) -> int:
     try:
         return int(data)
     except ValueError:
-        raise Undecodable("class is no whole number", repr(data[:20])) from None
+        raise Undecodable("class is no whole number", f"{data[:20]!r}, expected the number of a class, from 0") from None
 
 
 def decode_array(data: bytes) -> np.ndarray | dict[str, np.ndarray]:

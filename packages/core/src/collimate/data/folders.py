@@ -39,7 +39,10 @@ class FolderSource(Source):
         self.paths = next((paths for kind in kinds if (paths := _ending(listing, kind))), [])
         if not self.paths:
             endings = ", ".join(f".{extension}" for kind in kinds for extension in kind)
-            raise FileNotFoundError(f"{self.root}: no files that end in {endings}.")
+            raise FileNotFoundError(
+                f"{self.root}: no files that end in {endings}. Name the folder that holds them, or say by `extensions` "
+                "what its files end in."
+            )
         self._has_sidecars = len(listing) > len(self.paths)
         classes = sorted({path.split("/")[0] for path in self.paths if "/" in path})
         if all("/" in path for path in self.paths) and len(classes) > 1:
@@ -56,6 +59,10 @@ class FolderSource(Source):
 
     def peek(self, index: int, keys: Sequence[str]) -> Sample:
         return self._read(index, keys)
+
+    def size_of(self, index: int) -> int:
+        """The bytes of a sample's main file: a measure of its length that costs no reading."""
+        return (self.root / self.paths[index]).stat().st_size
 
     def _read(self, index: int, keys: Sequence[str] | None = None) -> Sample:
         path = self.root / self.paths[index]

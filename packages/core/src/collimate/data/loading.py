@@ -36,6 +36,8 @@ Batch = dict[str, Any]
 TOLD = "told"
 """The entry of a batch in which workers tell how it was made; loaders take it out."""
 
+REMEDY = "`collimate data verify` lists damaged files: make them anew, leave them out"
+
 
 class TooManyCorruptSamples(RuntimeError):
     """More samples were corrupt than the set rate allows."""
@@ -387,7 +389,7 @@ class _Ledger:
             )
             raise TooManyCorruptSamples(
                 f"{corrupt} of {self.seen} samples are corrupt, more than max_corrupt_rate={self.max_rate:g} allows:"
-                f"{reasons}\n`collimate data verify` lists them all."
+                f"{reasons}\n{REMEDY}, or raise data.max_corrupt_rate to train on the others."
             )
         return told.seconds
 
@@ -423,8 +425,7 @@ def restoring_generators() -> Iterator[None]:
 def _hopeless(source: Source, corrupt: list[tuple[str, CorruptSample]]) -> TooManyCorruptSamples:
     reason = corrupt[-1][1] if corrupt else "nothing could be read"
     return TooManyCorruptSamples(
-        f"{source.name}: no usable sample among {MAX_REPLACEMENTS} on end; the last: {reason}. "
-        "`collimate data verify` lists them all."
+        f"{source.name}: no usable sample among {max(len(corrupt), 1)} on end; the last: {reason}. {REMEDY}."
     )
 
 

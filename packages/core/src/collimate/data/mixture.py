@@ -50,7 +50,10 @@ class Mixture:
         if len(self.weights) != len(self.sources):
             raise ValueError(f"{len(self.weights)} weights for {len(self.sources)} sources.")
         if min(self.weights) <= 0:
-            raise ValueError(f"Every weight must be positive, got {self.weights}.")
+            raise ValueError(
+                f"Every share of a mixture (data.train) must be positive, got {self.weights}: leave a source out "
+                "instead of giving it 0."
+            )
         self._shares = largest_remainder(self.weights, BLOCK)
         for source, weight, share in zip(self.sources, self.weights, self._shares, strict=True):
             if share == 0:

@@ -263,5 +263,8 @@ def rank_batch_size(batch_size: int, global_batch_size: int | None, ranks: int) 
     if global_batch_size is None:
         return batch_size
     if global_batch_size % ranks:
-        raise ValueError(f"A global batch of {global_batch_size} cannot be shared out evenly over {ranks} ranks.")
+        raise ValueError(
+            f"A global batch of {global_batch_size} cannot be shared out evenly over {ranks} ranks: set "
+            f"data.global_batch_size to a multiple of {ranks}."
+        )
     return global_batch_size // ranks

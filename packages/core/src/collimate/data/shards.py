@@ -366,9 +366,9 @@ def index_tar(path: str) -> ShardIndex:
                     break
                 members = samples.setdefault(key, [])
                 if key.startswith("/") or ".." in key.split("/"):
-                    corrupt[key] = "unsafe member name"
+                    corrupt[key] = "unsafe member name: expected one without .. and without / in front"
                 if any(extension == other for other, _, _ in members):
-                    corrupt[key] = "two members of one name"
+                    corrupt[key] = "two members of one name: expected one file for each key of a sample"
                 members.append((extension, member.offset_data, member.size))
             end = tar.offset
     except tarfile.ReadError as error:

@@ -83,7 +83,7 @@ class TableSource(Source):
             starts.append(start)
             ends.append(end)
         if not starts:
-            raise ValueError(f"{self.path}: no row" + (f" has {conditions}." if conditions else "s."))
+            raise ValueError(f"{self.path}: " + (self._unmet(conditions) if self.columns else "no rows: expected one a sample."))
         self._starts, self._ends = np.array(starts, np.int64), np.array(ends, np.int64)
         names = self.path.parent / "classes.json"
         listed = (read_class_names(names) if names.is_file() else None) or []
@@ -104,6 +104,18 @@ class TableSource(Source):
     def peek(self, index: int, keys: Sequence[str]) -> Sample:
         sample = self._read(index, keys)
         return {key: value for key, value in sample.items() if key in keys or key.startswith("__")}
+
+    def size_of(self, index: int) -> int:
+        """The bytes of a sample's file, or of its row if it has none: a measure of its length that costs no reading.
+
+        A file that is missing has 0; what is wrong with it is told when it is read.
+        """
+        value = self.row(index).get(self.columns["file"]) if "file" in self.columns else None
+        if value is None:
+            return int(self._ends[index] - self._starts[index])
+        with suppress(OSError):
+            return (self.path.parent / str(value)).stat().st_size
+        return 0
 
     def _read(self, index: int, keys: Sequence[str] | None = None) -> Sample:
         if not 0 <= index < len(self):
@@ -143,6 +155,12 @@ class TableSource(Source):
             reason = "missing file" if isinstance(error, FileNotFoundError) else "unreadable file"
             raise CorruptSample(f"{self.path}: row {index}", reason, str(self.path.parent / value)) from None
 
+    def _unmet(self, conditions: str) -> str:
+        """What to say where no row meets the conditions: what the first row has in their place."""
+        first, _, _ = next(self._scan())
+        there = ", ".join(f"{column}={first.get(column)}" for column in self.where)
+        return f"no row has {conditions}. The first row has {there}: name values that are in the table."
+
     def _choose_columns(self, row: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, str]:
         if missing := [column for column in (*given.values(), *self._kinds, *self.where) if column not in row]:
             raise ValueError(f"{self.path} has no column {missing[0]!r}; it has {', '.join(row)}.")
@@ -152,6 +170,10 @@ class TableSource(Source):
         return {**{what: column for what, column in found.items() if column is not None}, **given}
 
     # Rows and their places --------------------------------------------------------------------------------------
+
+    @property
+    def _form(self) -> str:
+        return "an object of columns and values, in one line" if self._delimiter is None else "cells as in the header"
 
     def _scan(self) -> Iterator[tuple[dict[str, Any], int, int]]:
         """Each row with the bytes of the table that it takes."""
@@ -169,11 +191,14 @@ class TableSource(Source):
                         cells = next(csv.reader(lines.text(), delimiter=self._delimiter), None)
                         row = None if cells is None else dict(zip(self._header or [], cells, strict=False))
                 except (ValueError, csv.Error) as error:
-                    raise ValueError(f"{self.path}: line {lines.count}: cannot parse it: {error}") from None
+                    raise ValueError(
+                        f"{self.path}: line {lines.count}: cannot parse it ({error}). Expected {self._form}: mend the "
+                        "line, or remove it."
+                    ) from None
                 if row is None:
                     return
                 if not isinstance(row, dict):
-                    raise ValueError(f"{self.path}: line {lines.count}: expected an object of columns and values.")
+                    raise ValueError(f"{self.path}: line {lines.count}: expected {self._form}.")
                 if row:
                     yield row, start, lines.consumed
 
