@@ -6,8 +6,8 @@ Li et al. 2021, ALBEF, arXiv 2107.07651, section 3.2; also in TCL and ALPRO. For
 
 A head then tells n true pairs from 2n false ones, each query with a drawn key and each key with a drawn query.
 
-Ours, and 1 unless asked for: a hardness h, P(j | i) ~ softmax_j(h l_ij). A fusion encoder of random weights learns little
-from the hardest negatives and much from any; ramped from 0 to 1, it meets both in turn.
+Ours, and 1 unless asked for: a hardness h, P(j | i) ~ softmax_j(h l_ij). A fusion encoder of random weights learns
+little from the hardest negatives and much from any; ramped from 0 to 1, it meets both in turn.
 
 Shape legend: n samples.
 """
@@ -43,7 +43,8 @@ def negative_weights(
     if logits.shape[0] != logits.shape[1]:
         raise ValueError(f"Negatives are drawn among the samples of a batch; got {tuple(logits.shape)} logits.")
     allowed = _allowed(len(logits), ids, logits.device)
-    weights = (hardness * logits.to(torch.promote_types(logits.dtype, torch.float32))).softmax(1).masked_fill(~allowed, 0)
+    logits = hardness * logits.to(torch.promote_types(logits.dtype, torch.float32))
+    weights = logits.softmax(1).masked_fill(~allowed, 0)
     total = weights.sum(1, keepdim=True)
     return torch.where(total.isfinite() & (total > 0), weights, allowed.to(weights.dtype))
 

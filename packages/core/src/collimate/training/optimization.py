@@ -96,7 +96,9 @@ class Optimization(Configurable):
             from difflib import get_close_matches
 
             near = get_close_matches(self.name, [str(name) for name in list_optimizers()], n=3)
-            raise ValueError(f"No optimizer is called {self.name!r}. The nearest: {', '.join(near) or 'none'}.")
+            raise ValueError(
+                f"optimization.name: no optimizer is called {self.name!r}. The nearest: {', '.join(near) or 'none'}."
+            )
         options = dict(self.options)
         if self.betas is not None:
             options.setdefault("betas", tuple(self.betas))

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import yaml
 from jsonargparse import ActionConfigFile  # pyright: ignore[reportPrivateImportUsage]
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from collimate.app import App
 from collimate.arguments import suggestion
@@ -107,7 +109,14 @@ class TrainCLI(LightningCLI):
         if settings.get("logger") in (None, True):
             log = CSVLogger(output, name="logs", flush_logs_every_n_steps=1)
             kwargs["logger"] = [log, TensorBoardLogger(output, name="logs", version=f"version_{log.version}")]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except MisconfigurationException as error:
+            asked = ", ".join(f"trainer.{name}={settings.get(name)}" for name in ("accelerator", "devices", "strategy"))
+            raise ValueError(
+                f"This machine cannot run {asked}: {error} Ask for what `collimate doctor` finds here, such as "
+                "--trainer.accelerator cpu."
+            ) from error
 
 
 def train(arguments: list[str], program: str, app: App | None = None) -> None:
@@ -215,7 +224,16 @@ def with_recipe(arguments: list[str], app: App | None, demo: str | None = None) 
         return [f"--config={app.recipe(demo or app.demo)}", *arguments]
     for index, argument in enumerate(arguments):
         if argument.startswith("--config="):
-            arguments[index] = f"--config={app.recipe(argument.partition('=')[2])}"
+            arguments[index] = f"--config={_parsed(app.recipe(argument.partition('=')[2]))}"
         elif argument in ("--config", "-c") and index + 1 < len(arguments):
-            arguments[index + 1] = str(app.recipe(arguments[index + 1]))
+            arguments[index + 1] = str(_parsed(app.recipe(arguments[index + 1])))
     return arguments
+
+
+def _parsed(recipe: Path) -> Path:
+    """The recipe, if it is YAML: the parser's own message would not name the file."""
+    try:
+        yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{recipe}: expected YAML. {error}\nMend that line.") from None
+    return recipe

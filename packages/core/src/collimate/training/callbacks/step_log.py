@@ -23,7 +23,7 @@ class StepLog(Callback):
     - `loss` and each term;
     - `samples_per_second`, over all ranks;
     - `data_wait`: the share of the time since the last line spent waiting for the loader;
-    - `worker_ms`: milliseconds in which a worker reads, decodes and augments a sample, on this rank; not on the console;
+    - `worker_ms`: milliseconds in which a worker of this rank reads, decodes and augments a sample; to loggers alone;
     - `logit_scale`: the multiplier, not its logarithm;
     - `similarity_gap`: mean cosine of pairs minus that of non-pairs, on this rank's batch;
     - `effective_rank`: dimensions in use, per modality;

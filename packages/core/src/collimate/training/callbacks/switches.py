@@ -30,7 +30,7 @@ class GradientCache(Callback):
         if type(pl_module).loss_terms is not Method.loss_terms:
             raise TypeError(
                 f"{type(pl_module).__name__} does not split its step into embed (per sample) and losses, so the "
-                "gradient cache cannot cut its batches into chunks."
+                "gradient cache cannot cut its batches into chunks: leave it out, or write the step as these two."
             )
         pl_module.gradient_cache = self.chunk_size
 
