@@ -25,6 +25,22 @@ ENCODER = {
     "position_groups": 4,
     **SIZES,
 }
+OFFICIAL = {
+    "input_patch_size": 16,
+    "embed_dim": 16,
+    "encoder_layers": 2,
+    "encoder_embed_dim": 24,
+    "encoder_ffn_embed_dim": 40,
+    "encoder_attention_heads": 3,
+    "conv_pos": 6,
+    "conv_pos_groups": 4,
+    "num_buckets": 16,
+    "max_distance": 12,
+    "deep_norm": True,
+    "relative_position_embedding": True,
+    "gru_rel_pos": True,
+}
+"""`ENCODER` as the released checkpoints say it."""
 PREDICTOR = {"encoder_width": 24, "labels": CODES, "width": 20, "layers": 1, "heads": 2, "hidden": 40, **SIZES}
 ESTIMATOR = {"code_width": CODE_WIDTH, "width": 24, "layers": 1, "heads": 3, "hidden": 40, **SIZES}
 RANDOM = {"codes": CODES, "width": CODE_WIDTH, "patch_width": 16}

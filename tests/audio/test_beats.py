@@ -10,39 +10,14 @@ from collimate.checkpoints.files import CheckpointError
 from collimate.testing.memory import saved_memory
 from collimate_audio import BEATs, BeatsHead, FilterBank
 
-TINY = {
-    "width": 24,
-    "layers": 2,
-    "heads": 3,
-    "hidden": 40,
-    "patch_width": 16,
-    "position_kernel": 6,
-    "position_groups": 4,
-    "buckets": 16,
-    "max_distance": 12,
-}
-CONFIG = {
-    "input_patch_size": 16,
-    "embed_dim": 16,
-    "encoder_layers": 2,
-    "encoder_embed_dim": 24,
-    "encoder_ffn_embed_dim": 40,
-    "encoder_attention_heads": 3,
-    "conv_pos": 6,
-    "conv_pos_groups": 4,
-    "num_buckets": 16,
-    "max_distance": 12,
-    "deep_norm": True,
-    "relative_position_embedding": True,
-    "gru_rel_pos": True,
-    "dropout": 0.0,
-    "attention_dropout": 0.0,
-}
+from .beats_toys import ENCODER, OFFICIAL
+
+CONFIG = {**OFFICIAL, "dropout": 0.0, "attention_dropout": 0.0}
 
 
 def beats(**changes):
     torch.manual_seed(0)
-    encoder = BEATs(**{**TINY, **changes})
+    encoder = BEATs(**{**ENCODER, **changes})
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)  # so that no bias, gain or gate keeps its initial value
@@ -59,7 +34,7 @@ def norm(x, weights, name):
 
 def oracle(weights, bank, real, **changes):
     """BEATs by its equations, in float64, with every matrix written out."""
-    settings = {**TINY, "pre_norm": False, "deep_norm": True, "activation": "gelu", "gated": True, **changes}
+    settings = {**ENCODER, "pre_norm": False, "deep_norm": True, "activation": "gelu", "gated": True, **changes}
     weights = {name: value.double() for name, value in weights.items()}
     x = conv2d(
         bank.double()[:, None], weights["patch_embedding.weight"], weights.get("patch_embedding.bias"), stride=16
@@ -205,7 +180,7 @@ def test_what_has_no_patch_is_refused():
 )
 def test_contradictions(changes, message):
     with pytest.raises(ValueError, match=message):
-        BEATs(**{**TINY, **changes})
+        BEATs(**{**ENCODER, **changes})
 
 
 @pytest.mark.parametrize("in_place", [True, False])

@@ -22,17 +22,8 @@ from collimate.training.classifier import one_label_loss, several_labels_loss
 from collimate.training.run import cli_for, fit
 from collimate_audio import AudioClassifier, BEATs, BeatsHead, FilterBank, Mixup, SpectrogramMasks, trained_encoder
 
-TINY = {
-    "width": 24,
-    "layers": 2,
-    "heads": 3,
-    "hidden": 40,
-    "patch_width": 16,
-    "position_kernel": 6,
-    "position_groups": 4,
-    "buckets": 16,
-    "max_distance": 12,
-}
+from .beats_toys import ENCODER, OFFICIAL
+
 RATE = 16_000
 NAMES = ["low", "middle", "high"]
 
@@ -40,7 +31,7 @@ NAMES = ["low", "middle", "high"]
 def classifier(labels=None, encoder=None, **options):
     torch.manual_seed(0)
     labels = labels or ClassLabels(NAMES, exclusive=True)
-    return AudioClassifier(encoder or BEATs(**TINY), labels, FilterBank(0.3, mel_bands=32), **options)
+    return AudioClassifier(encoder or BEATs(**ENCODER), labels, FilterBank(0.3, mel_bands=32), **options)
 
 
 def tone(number, seconds=0.3, rate=RATE):
@@ -151,7 +142,7 @@ def test_encoders_without_tokens_and_frozen_ones():
 
     method = classifier(encoder=Flat())
     assert method.embed(batch_of(method))["logits"].shape == (6, 3)
-    method = classifier(encoder=Frozen(BEATs(**TINY)))
+    method = classifier(encoder=Frozen(BEATs(**ENCODER)))
     method.total_loss(method.loss_terms(batch_of(method))).backward()
     assert method.head.predictor.weight.grad is not None
     assert all(parameter.grad is None for parameter in method.encoders.parameters())
@@ -199,23 +190,8 @@ def test_probabilities_by_name_survive_a_folder(tmp_path):
 def official(classes=2):
     """A fine-tuned checkpoint as the authors publish them, of a tiny model."""
     torch.manual_seed(0)
-    encoder, head = BEATs(**TINY), BeatsHead(24, classes)
-    config = {
-        "input_patch_size": 16,
-        "embed_dim": 16,
-        "encoder_layers": 2,
-        "encoder_embed_dim": 24,
-        "encoder_ffn_embed_dim": 40,
-        "encoder_attention_heads": 3,
-        "conv_pos": 6,
-        "conv_pos_groups": 4,
-        "num_buckets": 16,
-        "max_distance": 12,
-        "deep_norm": True,
-        "relative_position_embedding": True,
-        "gru_rel_pos": True,
-        "predictor_dropout": 0.1,
-    }
+    encoder, head = BEATs(**ENCODER), BeatsHead(24, classes)
+    config = {**OFFICIAL, "predictor_dropout": 0.1}
     weights = {**encoder.state_dict(), **head.state_dict()}
     return {"cfg": config, "model": weights, "label_dict": {0: "/m/0b", 1: "/m/0a"}}
 
@@ -229,22 +205,22 @@ def test_published_classifiers_answer_in_their_own_order(tmp_path):
     encoder = trained_encoder(str(tmp_path / "published.pt"))
     torch.testing.assert_close(encoder.state_dict(), method.encoders["audio"].state_dict())
     published = str(tmp_path / "published.pt")
-    tuned = classifier(encoder=BEATs(**TINY, layer_drop=0.1), pretrained=published)
+    tuned = classifier(encoder=BEATs(**ENCODER, layer_drop=0.1), pretrained=published)
     torch.testing.assert_close(tuned.encoders["audio"].state_dict(), encoder.state_dict())
     assert "pretrained" not in tuned.config()["init_args"]
     with pytest.raises(CheckpointError, match="layers 2"):
-        classifier(encoder=BEATs(**{**TINY, "layers": 3}), pretrained=published)
+        classifier(encoder=BEATs(**{**ENCODER, "layers": 3}), pretrained=published)
 
 
 def test_pretrained_encoders_bring_their_front_end(tmp_path):
-    first = BEATs(**TINY)
+    first = BEATs(**ENCODER)
     first.save_pretrained(tmp_path / "encoder", FilterBank(0.3, mel_bands=32))
-    tuned = classifier(encoder=BEATs(**TINY, dropout=0.2), pretrained=str(tmp_path / "encoder"))
+    tuned = classifier(encoder=BEATs(**ENCODER, dropout=0.2), pretrained=str(tmp_path / "encoder"))
     torch.testing.assert_close(tuned.encoders["audio"].state_dict(), first.state_dict())
     with pytest.raises(ValueError, match="another front end: mel_bands"):
-        AudioClassifier(BEATs(**TINY), ClassLabels(NAMES), FilterBank(0.3), pretrained=str(tmp_path / "encoder"))
+        AudioClassifier(BEATs(**ENCODER), ClassLabels(NAMES), FilterBank(0.3), pretrained=str(tmp_path / "encoder"))
     save(tuned, tmp_path / "tuned")
-    again = classifier(encoder=BEATs(**TINY), pretrained=str(tmp_path / "tuned"))  # of a method, its encoder
+    again = classifier(encoder=BEATs(**ENCODER), pretrained=str(tmp_path / "tuned"))  # of a method, its encoder
     torch.testing.assert_close(again.encoders["audio"].state_dict(), first.state_dict())
 
 
@@ -257,7 +233,7 @@ def recipe(table, output, steps, **sections):
         "model": {
             "class_path": "collimate_audio.AudioClassifier",
             "init_args": {
-                "encoder": {"class_path": "collimate_audio.BEATs", "init_args": {**TINY, "dropout": 0.1}},
+                "encoder": {"class_path": "collimate_audio.BEATs", "init_args": {**ENCODER, "dropout": 0.1}},
                 "labels": {
                     "class_path": "collimate.processing.ClassLabels",
                     "init_args": {"names": str(table), "exclusive": True},

@@ -12,21 +12,25 @@ import torch
 from collimate.losses import clip_loss, siglip_loss
 from collimate.testing import assert_close, oracles
 
-PROGRAM = Path(__file__).with_name("triton_agrees.py")
+PROGRAMS = pytest.mark.parametrize("program", ["triton_agrees.py", "triton_late_interaction_agrees.py"])
 
 
+@PROGRAMS
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-def test_interpreted_kernels_agree_with_torch():
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM)], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
-    )
-    assert done.stdout.endswith("agree\n"), done.stderr[-3000:]
+def test_interpreted_kernels_agree_with_torch(program):
+    agrees(program, env={**os.environ, "TRITON_INTERPRET": "1"})
 
 
+@PROGRAMS
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_compiled_kernels_agree_with_torch():
-    done = subprocess.run([sys.executable, str(PROGRAM), "cuda"], capture_output=True, text=True)
+def test_compiled_kernels_agree_with_torch(program):
+    agrees(program, "cuda")
+
+
+def agrees(program, *arguments, **options):
+    command = [sys.executable, str(Path(__file__).with_name(program)), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, **options)
     assert done.stdout.endswith("agree\n"), done.stderr[-3000:]
 
 
