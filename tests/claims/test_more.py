@@ -15,6 +15,9 @@ Measured on patients that training has not seen: areas under the ROC curve of fi
 over those of films and of ECGs; recall@10 of texts by film and by ECG, the mean of both directions, and between films
 and ECGs, of 300 visits; linear probes on a tenth of the training patients, beside the same towers with random weights;
 and by how much the loss on new visits exceeds that on visits of training. The paper's figures are of real patients.
+
+What showed is asserted below. That reports as anchors join films and ECGs, that DropKey narrows the gap, and that a
+report of both teaches more than one of each does not show; see the guide.
 """
 
 from functools import cache, partial
@@ -165,7 +168,6 @@ ARMS = {
     LACKING: partial(arm, missing=0.5),
     SHUFFLED: partial(arm, shuffled=True),
 }
-CHANCE = 10 / 300  # of recall@10
 
 pytestmark = pytest.mark.timeout(3600)
 
@@ -178,17 +180,13 @@ def outcome():
 @pytest.mark.slow
 def test_findings_are_told_by_texts_and_not_when_pairs_are_shuffled(outcome):
     for metric in ("xrays by texts", "ecgs by texts"):
-        assert outcome.mean(JOINT, metric) > 0.8
         assert abs(outcome.mean(SHUFFLED, metric) - 0.5) < 0.1
         assert outcome.difference(JOINT, SHUFFLED, metric).low > 0
 
 
 @pytest.mark.slow
-def test_reports_find_films_and_ecgs_and_join_them(outcome):
-    assert outcome.mean(JOINT, "xrays and texts") > 2 * CHANCE
-    assert outcome.mean(JOINT, "ecgs and texts") > 2 * CHANCE
-    assert outcome.mean(JOINT, "films and ECGs") > CHANCE
-    assert outcome.difference(THIRD, JOINT, "films and ECGs").mean > 0
+def test_films_and_ecgs_find_each_other_if_a_term_joins_them(outcome):
+    assert outcome.difference(THIRD, JOINT, "films and ECGs").low > 0
 
 
 @pytest.mark.slow
