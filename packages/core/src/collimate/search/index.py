@@ -189,8 +189,8 @@ class SearchIndex:
         for part, vectors, places in zip(self.parts, self._vectors, self._places, strict=True):
             if not vectors.ntotal == len(places) == part.samples:
                 raise ValueError(
-                    f"{self.folder / part.folder} is damaged: of {part.samples} samples it holds {vectors.ntotal} vectors "
-                    f"and {len(places)} places. Remove that folder and write the index again."
+                    f"{self.folder / part.folder} is damaged: of {part.samples} samples it holds {vectors.ntotal} "
+                    f"vectors and {len(places)} places. Remove that folder and write the index again."
                 )
 
     def __len__(self) -> int:
@@ -337,7 +337,7 @@ def _write_vectors(faiss: Any, embeddings: EmbeddingIndex, kind: str, path: Path
 
 def _begun(folder: Path, space: Space, kind: str) -> dict[str, Any]:
     """The contents of the index that is in the folder, or of an empty one."""
-    own = sorted(set(space.names.values()))
+    own = list(dict.fromkeys(space.names.values()))
     if not (folder / CONTENTS).exists():
         return {"format": FORMAT, "space": space.hash, "kind": kind, "checkpoints": own, "parts": []}
     found = _contents(folder)
@@ -346,7 +346,7 @@ def _begun(folder: Path, space: Space, kind: str) -> dict[str, Any]:
             f"{folder} holds an index of another {' and '.join(differing)} ({', '.join(found['checkpoints'])}; "
             f"{found['kind']}): choose another output."
         )
-    return {**found, "checkpoints": sorted({*found["checkpoints"], *own})}
+    return {**found, "checkpoints": list(dict.fromkeys([*found["checkpoints"], *own]))}
 
 
 def _contents(folder: Path) -> dict[str, Any]:
