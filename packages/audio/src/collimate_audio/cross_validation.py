@@ -88,7 +88,7 @@ def folds_of(table: str, column: str) -> list[str]:
     if not isinstance(source, TableSource):
         raise ValueError(f"Folds are a column of a table, but {table} is none: see `collimate audio import-esc50`.")
     if column not in source.row(0):
-        raise ValueError(f"{table} has no column {column!r}; it has {', '.join(source.row(0))}.")
+        raise ValueError(f"{table} has no column {column!r}; it has {', '.join(source.row(0))}: name one by --column.")
     found = {str(source.row(index)[column]) for index in range(len(source))}
     if len(found) < 2:
         raise ValueError(

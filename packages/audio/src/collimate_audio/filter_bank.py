@@ -78,7 +78,9 @@ class FilterBank(Processor):
         self.samples = round(seconds * sample_rate)
         self.fewest = self.window + (MIN_FRAMES - 1) * self.shift
         if self.samples < self.fewest:
-            raise ValueError(f"A patch needs {self.fewest / sample_rate:g} s of sound; seconds is {seconds:g}.")
+            raise ValueError(
+                f"A patch needs {self.fewest / sample_rate:g} s of sound; seconds is {seconds:g}: take longer clips."
+            )
 
     def __call__(self, raw: RawSound) -> Float[Tensor, " N"]:
         """One sound to a waveform in [-1, 1], NaN where it is padding.

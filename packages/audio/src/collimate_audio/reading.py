@@ -91,15 +91,17 @@ def _read_file(raw: bytes | str | PathLike[str], name: str) -> tuple[Tensor, int
         return torch.from_numpy(found.T), file.samplerate
 
 
-def _read_container(raw: bytes | str | PathLike[str], name: str, refusal: Exception) -> tuple[Tensor, int]:
+def _read_container(
+    raw: bytes | str | PathLike[str], name: str, refusal: soundfile.LibsndfileError
+) -> tuple[Tensor, int]:
     """The first track of sound in what soundfile refuses, by PyAV, where that is installed."""
     try:
         import av
         from av.error import FFmpegError
     except ImportError:
         raise ValueError(
-            f"{name}: soundfile cannot read it ({refusal}). It is damaged, or of a kind that needs PyAV: install `av`, "
-            "or convert it to WAV or FLAC."
+            f"{name}: soundfile cannot read it ({refusal.error_string}). It is damaged, or of a kind that needs "
+            "PyAV: install `av`, or convert it to WAV or FLAC."
         ) from refusal
     try:
         with av.open(io.BytesIO(raw) if isinstance(raw, bytes) else fspath(raw), "r") as container:
@@ -110,7 +112,10 @@ def _read_container(raw: bytes | str | PathLike[str], name: str, refusal: Except
             frames = [each for frame in container.decode(track) for each in planes.resample(frame)]
             frames += planes.resample(None)
     except FFmpegError as error:
-        raise ValueError(f"{name}: damaged, or no sound (soundfile: {refusal} PyAV: {error})") from error
+        raise ValueError(
+            f"{name}: damaged, or no sound (soundfile: {refusal.error_string} PyAV: {error.strerror}); expected "
+            f"{', '.join(SOUNDS)}, or a container with a track of sound"
+        ) from error
     parts = [torch.from_numpy(frame.to_ndarray()) for frame in frames if frame.samples]
     return torch.cat(parts, 1) if parts else torch.zeros(1, 0), track.rate
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import inspect
 import os
@@ -86,7 +87,7 @@ def _guarded(verb: Verb, arguments: list[str], program: str, app: App | None) ->
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         if os.environ.get("COLLIMATE_TRACEBACK") or not str(error):
             raise
-        _fail(f"{error}\n(Set COLLIMATE_TRACEBACK=1 to see where this was raised.)", 1)
+        _fail(f"{error}{_advice(error)}\n(Set COLLIMATE_TRACEBACK=1 to see where this was raised.)", 1)
 
 
 def run(verb: Verb, arguments: list[str], program: str, app: App | None) -> Any:
@@ -102,6 +103,16 @@ def run(verb: Verb, arguments: list[str], program: str, app: App | None) -> Any:
     return auto_cli(
         function, args=arguments, prog=program, as_positional=False, allow_abbrev=False, parser_class=Parser
     )
+
+
+def _advice(error: Exception) -> str:
+    """What to do about what the system refuses, which says no more than that it does."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "\nA file needs more space than there is: free some, or choose an output on another disk."
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        return "\nA folder that can be read and written is expected there: choose another one."
+    return ""
 
 
 def _fail(message: str, status: int) -> NoReturn:

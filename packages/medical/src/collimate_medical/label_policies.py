@@ -111,7 +111,9 @@ def presence_of_three(logits: Float[Tensor, "N C 3"]) -> Float[Tensor, "N C"]:
 def _policies(policies: Policy | Mapping[str, Policy], names: Sequence[str]) -> list[Policy]:
     by_name = dict.fromkeys(names, policies) if isinstance(policies, str) else dict(policies)
     if unknown := sorted(by_name.keys() - set(names)):
-        raise ValueError(f"There is a policy for {unknown[0]!r}, which is none of {', '.join(names)}.")
+        raise ValueError(
+            f"There is a policy for {unknown[0]!r}, which is none of {', '.join(names)}: name one of these."
+        )
     if wrong := [each for each in by_name.values() if each not in get_args(Policy)]:
         raise ValueError(f"A policy is one of {', '.join(get_args(Policy))}; got {wrong[0]!r}.")
     return [cast(Policy, by_name.get(name, "ignore")) for name in names]

@@ -145,7 +145,10 @@ class ECGProcessor(Processor):
         """
         ecg = read_ecg(raw, self.array_rate)
         if self.missing == "refuse" and (absent := missing_leads(ecg)):
-            raise Undecodable("missing leads", f"{', '.join(absent)}; there are {', '.join(ecg.leads)}")
+            raise Undecodable(
+                "missing leads",
+                f"{', '.join(absent)}; there are {', '.join(ecg.leads)}. ECGProcessor(missing='zero') takes such ECGs",
+            )
         ecg = with_leads(ecg, self.leads)
         signal, _ = filled(ecg.signal, ecg.rate, 0.0 if self.official else LONGEST_GAP)
         if not self.official:  # here, as the filter of another rate bends the ends of a constant

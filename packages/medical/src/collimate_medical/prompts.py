@@ -84,7 +84,7 @@ def finding_texts(
             raise ValueError(f"{unknown[0]!r} is none of {', '.join(CHEST_FINDINGS)}: give label -> words.")
         findings = {label: CHEST_FINDINGS[label] for label in findings}
     if bad := [form for pair in templates for form in pair if "{}" not in form]:
-        raise ValueError(f"The template {bad[0]!r} has no {{}} where the finding belongs.")
+        raise ValueError(f"The template {bad[0]!r} has no {{}} where the finding belongs: write one.")
     return {
         label: FindingTexts(*(tuple(form.format(words) for form in forms) for forms in zip(*templates, strict=True)))
         for label, words in findings.items()

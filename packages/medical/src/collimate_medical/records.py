@@ -45,7 +45,7 @@ class RecordFolder(Source):
         self.path, self.name = Path(path), str(path)
         self.records = sorted(each.with_suffix("") for each in self.path.rglob("*.hea"))
         if not self.records:
-            raise FileNotFoundError(f"There is no .hea file in {path}.")
+            raise FileNotFoundError(f"There is no .hea file in {path}: name a folder of WFDB records.")
 
     def __len__(self) -> int:
         return len(self.records)

@@ -39,7 +39,9 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
     """
     packed = path.with_name(f"{path.name}.gz")
     if not path.is_file() and not packed.is_file():
-        raise FileNotFoundError(f"There is no {path.name} (or {packed.name}) in {path.parent}.")
+        raise FileNotFoundError(
+            f"There is no {path.name} (or {packed.name}) in {path.parent}: name the folder of the data set's tables."
+        )
     csv.field_size_limit(MAX_FIELD)
     opener, found = (open, path) if path.is_file() else (gzip.open, packed)
     with opener(found, "rt", encoding="utf-8-sig", newline="") as file:
@@ -83,7 +85,9 @@ def finding_value(text: str, path: Path, column: str) -> int | None:
     except ValueError:
         value = 2.0
     if value not in (1.0, 0.0, -1.0):
-        raise ValueError(f"{path.name}: column {column!r}: {text!r}, where 1, 0, -1 or nothing is expected.")
+        raise ValueError(
+            f"{path.name}: column {column!r}: {text!r}, where 1, 0, -1 or nothing is expected: mend the cell."
+        )
     return int(value)
 
 

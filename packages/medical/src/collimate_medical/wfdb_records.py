@@ -53,7 +53,8 @@ def read_wfdb(path: str | PathLike[str], first: int = 0, last: int | None = None
         raise FileNotFoundError(f"{record.name}.hea names a signal file that is not beside it.") from None
     except Exception as error:
         raise Undecodable(
-            "truncated or damaged WFDB signal", f"{record.name}: {type(error).__name__}: {error}"
+            "truncated or damaged WFDB signal",
+            f"{record.name}: {type(error).__name__}: {error}; expected as many numbers as the header says",
         ) from None
     return _ecg(np.asarray(signal), fields, record.name)
 

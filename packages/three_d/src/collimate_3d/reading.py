@@ -49,7 +49,7 @@ def read_points(raw: RawPoints) -> PointCloud:
     """
     if isinstance(raw, PointCloud):
         if not len(raw):
-            raise Undecodable("no points")
+            raise Undecodable("no points", "expected one or more")
         return raw
     if isinstance(raw, str | PathLike):
         return _decoded(Path(raw).read_bytes())

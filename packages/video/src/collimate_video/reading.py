@@ -289,13 +289,18 @@ def opened(raw: bytes | str | PathLike[str]) -> Iterator[Any]:
     except NoSuchFile:
         raise FileNotFoundError(f"There is no video {raw!r}.") from None
     except (FFmpegError, ValueError) as error:
-        raise Undecodable("not a video", str(error)) from None
+        raise Undecodable("not a video", f"{_said(error)}; expected a whole {', '.join(VIDEOS)}") from None
     try:
         yield container
     except FFmpegError as error:
-        raise Undecodable("damaged video", str(error)) from None
+        raise Undecodable("damaged video", f"{_said(error)}; expected a whole file") from None
     finally:
         container.close()
+
+
+def _said(error: Exception) -> str:
+    """What FFmpeg says of it, without its numbers."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def video_stream(container: Any) -> Any:
@@ -303,7 +308,8 @@ def video_stream(container: Any) -> Any:
     pictures = (each for each in container.streams.video if not each.disposition & Disposition.attached_pic)
     stream = next(pictures, None)
     if stream is None:
-        raise Undecodable("no video", "only sound" if container.streams.audio else "no stream of pictures")
+        held = "only sound" if container.streams.audio else "no stream of pictures"
+        raise Undecodable("no video", f"{held}, expected moving pictures")
     stream.codec_context.thread_count = 1  # loading processes share out the cores
     return stream
 

@@ -120,7 +120,7 @@ def sample_room(split: Split, index: int, seed: int = 0, objects: tuple[int, int
         ValueError: no such split, or an impossible number of objects.
     """
     if split not in SPLITS:
-        raise ValueError(f"The world has the splits {', '.join(SPLITS)}, not {split!r}.")
+        raise ValueError(f"The world has the splits {', '.join(SPLITS)}, not {split!r}: name one of these.")
     low, high = objects
     if not MIN_THINGS <= low <= high <= MAX_THINGS:
         raise ValueError(f"A room has {MIN_THINGS} to {MAX_THINGS} objects, the lesser number first; not {objects}.")

@@ -145,7 +145,7 @@ def sample_scene(
         ValueError: no such split, an impossible number of objects, or training on what is held out.
     """
     if split not in SPLITS:
-        raise ValueError(f"The world has the splits {', '.join(SPLITS)}, not {split!r}.")
+        raise ValueError(f"The world has the splits {', '.join(SPLITS)}, not {split!r}: name one of these.")
     low, high = objects
     if not 1 <= low <= high <= MAX_OBJECTS:
         raise ValueError(f"A scene has 1 to {MAX_OBJECTS} objects, the lesser number first; not {low} to {high}.")

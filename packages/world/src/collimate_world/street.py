@@ -132,7 +132,7 @@ def sample_street(split: Split, index: int, seed: int = 0, objects: tuple[int, i
         ValueError: no such split, or an impossible number of objects.
     """
     if split not in SPLITS:
-        raise ValueError(f"The world has the splits {', '.join(SPLITS)}, not {split!r}.")
+        raise ValueError(f"The world has the splits {', '.join(SPLITS)}, not {split!r}: name one of these.")
     low, high = objects
     if not 1 <= low <= high <= MAX_USERS:
         raise ValueError(f"A street has 1 to {MAX_USERS} road users, the lesser number first; not {low} to {high}.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import shutil
 import tempfile
 import zipfile
@@ -68,10 +69,16 @@ def read_pickle(path: str | PathLike[str]) -> Any:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: refused, because it holds more than tensors and plain data and could run code when read. "
-            f"Convert it to safetensors where you trust it. ({str(error).splitlines()[0]})"
+            f"Convert it to safetensors where you trust it.{_asked_for(error)}"
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: not a whole torch checkpoint ({error}).") from error
+
+
+def _asked_for(error: pickle.UnpicklingError) -> str:
+    """What a file would have had called, where torch's long advice names it."""
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f" (It asks for {named[1]}.)" if named else ""
 
 
 def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:

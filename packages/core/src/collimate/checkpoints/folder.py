@@ -134,7 +134,8 @@ def download(source: str) -> Path:
     except (HFValidationError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{source!r} is neither a folder nor a file here, nor a model that the Hugging Face hub gives: {reason}"
+            f"{source!r} is neither a folder nor a file here, nor a model that the Hugging Face hub gives: {reason} "
+            f"Name a folder that holds {CONFIG}, a .ckpt file, or an id such as owner/name."
         ) from error
 
 
@@ -175,7 +176,11 @@ def _fill(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: these are not the weights of this model. {error}") from error
+        first = str(error).splitlines()[:3]
+        raise CheckpointError(
+            f"{path}: these are not the weights of this model. {' '.join(map(str.strip, first))} Expected those that "
+            f"were saved with its {CONFIG}: bring both from one model."
+        ) from error
 
 
 def _load_lightning(path: Path, trust: Sequence[str]) -> Any:
@@ -194,7 +199,10 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing: {path.parent} is no model folder.") from error
+        raise CheckpointError(
+            f"{path} is missing: {path.parent} is no model folder. Expected what training leaves as <output>/model, or "
+            "`collimate ... export` writes: name that folder."
+        ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error}).") from error
     if not (isinstance(config, dict) and ("model" in config or is_foreign(config))):

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from collimate.data.captions import listed
 from collimate.data.decoding import IMAGES, Undecodable, decode, extensions_of, keys_of, naming, value_of
-from collimate.data.files import write_atomically
+from collimate.data.files import naming_file, write_atomically
 from collimate.data.opening import names_shards, open_source
 from collimate.data.order import Permutation
 from collimate.data.regions import REGIONS, regions_of
@@ -283,7 +283,8 @@ def write_shard(
 
     partial = path.with_name(f".{path.name}.partial")
     written = taken = size = 0
-    with open(partial, "wb") as file, TarWriter(file, mtime=0.0) as tar:  # no time stamps: equal input, equal checksum
+    # no time stamps: equal input, equal checksum
+    with naming_file(path), open(partial, "wb") as file, TarWriter(file, mtime=0.0) as tar:
         for sample in samples:
             if size >= max_bytes:
                 break

@@ -206,7 +206,9 @@ def decode_class(data: bytes) -> int:
     try:
         return int(data)
     except ValueError:
-        raise Undecodable("class is no whole number", f"{data[:20]!r}, expected the number of a class, from 0") from None
+        raise Undecodable(
+            "class is no whole number", f"{data[:20]!r}, expected the number of a class, from 0"
+        ) from None
 
 
 def decode_array(data: bytes) -> np.ndarray | dict[str, np.ndarray]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 MAX_OPEN_FILES = 64
@@ -57,12 +59,23 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "collimate"
 
 
+@contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """While it is written: what the system refuses of an open file, as on a full disk, comes without its name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that it is there as a whole or not at all, also when several processes write it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with naming_file(path), os.fdopen(descriptor, "wb") as file:
             file.write(data)
         os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide it from the other users of a shared folder
         os.replace(temporary, path)

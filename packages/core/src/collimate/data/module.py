@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 
 from collimate import distributed
+from collimate.console import say
 from collimate.data.balance import BalancedSource
 from collimate.data.captions import CaptionChoice
 from collimate.data.grouping import BatchSampling, GroupedStream
@@ -95,7 +97,7 @@ class DataModule(LightningDataModule):
         self.schedule, self.bucket_batches, self.sampling = schedule, bucket_batches, sampling
         self._loader: TrainLoader | None = None
         self._plan: BatchPlan | None = None
-        self._place: dict[str, int] | None = None  # in the stream, of a checkpoint
+        self._place: dict[str, Any] | None = None  # in the stream, of a checkpoint
 
     @property
     def processors(self) -> dict[str, Processor]:
@@ -200,18 +202,34 @@ class DataModule(LightningDataModule):
             bucket_batches=self.bucket_batches,
         )
         if self._place is not None:
+            self._tell_of_other_data(self._place.get("lengths", self._lengths), self._place["consumed"])
             self._loader.load_state_dict(self._place)
             self._place = None
         return self._loader
 
-    def state_dict(self) -> dict[str, int]:
-        """The place in the stream.
+    @property
+    def _lengths(self) -> list[int]:
+        """Of the sources of the training stream, in its order."""
+        return [] if self._loader is None else [len(source) for source in self._loader.mixture.sources]
 
-        Lightning keeps that of the loader too, but does not hand it to one that was made to count a run's steps.
+    def _tell_of_other_data(self, before: list[int], consumed: int) -> None:
+        """A place in one stream says nothing of another; to go on there may be meant, so it is told, not refused."""
+        assert self.trainer is not None
+        if before != self._lengths and self.trainer.is_global_zero:
+            say(
+                f"data.train holds {_counted(self._lengths)} now, and held {_counted(before)} when the checkpoint was "
+                f"written. Going on at sample {consumed} of another stream, some samples come twice or not at all. "
+                "Expected the same data: name it again, or start anew with --resume never."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the stream, and what the stream was of.
+
+        Lightning keeps the place of the loader too, but does not hand it to one that was made to count a run's steps.
         """
-        return {} if self._loader is None else self._loader.state_dict()
+        return {} if self._loader is None else {**self._loader.state_dict(), "lengths": self._lengths}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._place = state_dict or None
 
     def _laid(self, schedule: BatchSchedule, samples: int) -> BatchPlan:
@@ -252,6 +270,10 @@ class DataModule(LightningDataModule):
             regions=self.region_choice,
             optional=self._optional,
         )
+
+
+def _counted(lengths: Sequence[int]) -> str:
+    return f"{' + '.join(map(str, lengths))} samples"
 
 
 def rank_batch_size(batch_size: int, global_batch_size: int | None, ranks: int) -> int:

@@ -229,7 +229,10 @@ def _object(which: str, each: Any) -> GraphObject:
         raise Undecodable("object without number", f"{which}: the id is a whole number from 0; got {each['id']!r}")
     center, size = (_triple(f"{which}: {name}", each[name]) for name in ("center", "size"))
     if min(size) < 0:
-        raise Undecodable("inverted box", f"{which}: sizes are full extents in metres, from 0; got {list(size)}")
+        detail = (
+            f"{which}: sizes are full extents in metres, from 0; got {list(size)}: take the far edge less the near one"
+        )
+        raise Undecodable("inverted box", detail)
     attributes = tuple(check_text(str(word)) for word in each.get("attributes") or ())
     return GraphObject(number, check_text(str(each["label"])), center, size, attributes)
 
@@ -249,7 +252,8 @@ def _relation(which: str, each: Any, ids: Collection[int], predicates: Collectio
         raise Undecodable("not a relation", f"{which}: expected [subject, predicate, object], got {str(each)[:60]}")
     subject, predicate, target = each
     if missing := [end for end in (subject, target) if end not in ids]:
-        raise Undecodable("dangling relation", f"{which}: {list(each)} names object {missing[0]!r}, which is not there")
+        detail = f"{which}: {list(each)} names object {missing[0]!r}, which is not there; mend the id, or leave it out"
+        raise Undecodable("dangling relation", detail)
     if subject == target:
         raise Undecodable("relation of an object to itself", f"{which}: {list(each)}; leave it out")
     if predicates is not None and predicate not in predicates:

@@ -83,7 +83,9 @@ class TableSource(Source):
             starts.append(start)
             ends.append(end)
         if not starts:
-            raise ValueError(f"{self.path}: " + (self._unmet(conditions) if self.columns else "no rows: expected one a sample."))
+            raise ValueError(
+                f"{self.path}: " + (self._unmet(conditions) if self.columns else "no rows: expected one a sample.")
+            )
         self._starts, self._ends = np.array(starts, np.int64), np.array(ends, np.int64)
         names = self.path.parent / "classes.json"
         listed = (read_class_names(names) if names.is_file() else None) or []

@@ -53,7 +53,9 @@ def classification_statistic(scores: Float[Tensor, "N C"], labels: Int64[Tensor,
     classes = scores.shape[1]
     if not len(labels) or labels.min() < 0 or labels.max() >= classes:
         found = f"{labels.min()} to {labels.max()}" if len(labels) else "no labels"
-        raise ValueError(f"Labels must lie between 0 and {classes - 1}, for {classes} classes; there are {found}.")
+        raise ValueError(
+            f"Labels must lie between 0 and {classes - 1}, for {classes} classes; there are {found}: name all classes."
+        )
     hit_ranks = ranks(lambda rows, columns: scores[rows, columns], labels, torch.arange(classes))
     best, near = (hit_ranks < 1).float(), (hit_ranks < 5).float()
 

@@ -216,7 +216,9 @@ class LinearProbe:
             scale = torch.where(scale > 1e-6 * scale.max(), scale, 1.0)
         present = labels.unique()
         if len(present) < 2:
-            raise ValueError(f"A probe needs samples of two classes; all {len(labels)} are of class {labels[0]}.")
+            raise ValueError(
+                f"A probe needs samples of two classes; all {len(labels)} are of class {labels[0]}: take more data."
+            )
         # With two classes scikit-learn fits one row w = w_1 - w_0, whose square is twice that of both rows together.
         strength = penalty / 2 if len(present) == 2 else penalty
         model: Any = LogisticRegression(C=1 / (strength * len(labels)), max_iter=MAX_ITERATIONS, warm_start=True)

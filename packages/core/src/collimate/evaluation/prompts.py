@@ -81,7 +81,9 @@ def template_list(templates: str | Sequence[str]) -> list[str]:
             found = found["templates"] if isinstance(found, Mapping) else found
     for form in found:
         if "{}" not in form and "{c}" not in form:
-            raise ValueError(f"The template {form!r} has no {{}} where the class name belongs.")
+            raise ValueError(
+                f"The template {form!r} has no {{}} where the class name belongs: write one, as in 'a {{}}.'."
+            )
     return list(found)
 
 

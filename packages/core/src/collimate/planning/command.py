@@ -18,7 +18,8 @@ from collimate.app import App
 from collimate.console import say
 from collimate.data import DataModule
 from collimate.planning.counting import PROBES, StepCount, count_step
-from collimate.planning.machines import HERE, MACHINES, Machine, measure_this_machine
+from collimate.planning.here import measure_this_machine
+from collimate.planning.machines import HERE, MACHINES, Machine
 from collimate.planning.prediction import Bound, Prediction, largest_batch, predict
 from collimate.training import Method
 from collimate.training.run import TrainCLI, cli_for

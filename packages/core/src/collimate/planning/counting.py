@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,7 +110,7 @@ def _run(
 
     method.train()
     method.zero_grad()
-    with _Counter() as counter:
+    with Counter() as counter, _one_thread():
         with saved_tensors_hooks(keep, lambda value: value):
             with torch.autocast("cpu", dtype=precision, enabled=precision is not None):
                 embeddings = method.embed(batch)
@@ -121,7 +122,20 @@ def _run(
     return dict(counter.found), sum(kept.values()), sum(value.numel() for value in embeddings.values()) // samples
 
 
-class _Counter(TorchDispatchMode):
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """What kernels hand to other threads (`collimate.kernels.threads`) would not be counted."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Counter(TorchDispatchMode):
+    """Counts what runs under it: `found` has calls, operations and bytes by name."""
+
     def __init__(self) -> None:
         super().__init__()
         self.found: dict[str, tuple[int, int, int]] = defaultdict(lambda: (0, 0, 0))

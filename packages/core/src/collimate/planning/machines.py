@@ -1,4 +1,4 @@
-"""What machines can do: rates of arithmetic and memory, links between devices; and how to measure the one at hand.
+"""What machines can do: rates of arithmetic and memory, links between devices.
 
 Rates of GPUs are those of their data sheets (dense, without sparsity), times `SHARE`, what large matrix products reach
 in practice; ours.
@@ -6,9 +6,7 @@ in practice; ours.
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +34,8 @@ class Machine:
         call: seconds that each call takes at least.
         link: bytes a second between the devices of a node, each way; 0 where there is one device.
         network: bytes a second between nodes, for each device.
+        slowdown: by how much real steps exceed the sum of their operations on their own: a curve of (operations in an
+            arithmetic call, on average; ratio), or one number for all.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Machine:
     call: float
     link: float = 0.0
     network: float = 0.0
+    slowdown: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
 
     def rate(self, kind: Kind, dtype: torch.dtype, flops: float) -> float:
         """Operations a second in calls of so many."""
@@ -55,8 +56,12 @@ class Machine:
         """Bytes a second in calls that move so many."""
         return _on(self.bandwidth, size)
 
+    def slowed(self, flops: float) -> float:
+        """What a step's seconds are multiplied by whose arithmetic calls have so many operations."""
+        return _on(self.slowdown, flops)
 
-def _on(curve: list[tuple[float, float]], at: float) -> float:
+
+def _on(curve: Sequence[tuple[float, float]], at: float) -> float:
     """A point of a curve, straight between its points where both axes are logarithms."""
     x, y = np.log(np.asarray(curve)).T
     return float(np.exp(np.interp(np.log(max(at, 1.0)), x, y)))
@@ -90,64 +95,3 @@ MACHINES = {
     )
 }
 """By name; network cards of 200 Gbit/s a GPU. Other machines: write a `Machine`."""
-
-
-def measure_this_machine(least: float = 0.05) -> Machine:
-    """The CPU at hand with the threads that torch uses now, measured in some seconds.
-
-    Args:
-        least: processor seconds spent on each point of each curve.
-    """
-    rates: dict[tuple[Kind, torch.dtype], list[tuple[float, float]]] = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        rates["matmul", dtype] = [_product(side, dtype, least) for side in (16, 64, 160, 400, 1000)]
-        rates["convolution", dtype] = [_convolution(side, dtype, least) for side in (4, 16, 64)]
-    bandwidth = [_sum(count, least) for count in (2**8, 2**12, 2**16, 2**20, 2**24)]
-    memory = float(_memory())
-    return Machine(HERE, rates, bandwidth, memory, _call(least))
-
-
-def _product(side: int, dtype: torch.dtype, least: float) -> tuple[float, float]:
-    a, b = (torch.randn(side, side, dtype=dtype) for _ in range(2))
-    return 2.0 * side**3, 2 * side**3 / _seconds(lambda: a @ b, least)
-
-
-def _convolution(side: int, dtype: torch.dtype, least: float) -> tuple[float, float]:
-    pixels = torch.randn(4, 32, side, side, dtype=dtype, requires_grad=True)
-    weight = torch.randn(32, 32, 3, 3, dtype=dtype, requires_grad=True)
-
-    def step() -> None:
-        out = torch.nn.functional.conv2d(pixels, weight, padding=1)
-        torch.autograd.grad(out, (pixels, weight), torch.ones_like(out))
-
-    flops = 3 * 2.0 * 4 * side**2 * 32 * 32 * 9  # forward, and twice as much backward
-    return flops / 3, flops / _seconds(step, least)
-
-
-def _sum(count: int, least: float) -> tuple[float, float]:
-    a, b = torch.randn(count), torch.randn(count)
-    out = torch.empty(count)
-    return 12.0 * count, 12 * count / _seconds(lambda: torch.add(a, b, out=out), least)
-
-
-def _call(least: float) -> float:
-    a = torch.randn(1, requires_grad=True)
-    return _seconds(lambda: a + a, least)
-
-
-def _seconds(run: Callable[[], object], least: float) -> float:
-    """Wall-clock of one call: the least of several rounds, which other programs disturb least."""
-    run()
-    best, spent, times = float("inf"), 0.0, 1
-    while spent < least:
-        begun = time.perf_counter()
-        for _ in range(times):
-            run()
-        taken = time.perf_counter() - begun
-        spent, best = spent + taken, min(best, taken / times)
-        times = max(1, min(1000, int(least / 5 / max(taken / times, 1e-7))))
-    return best
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 16 * 2**30

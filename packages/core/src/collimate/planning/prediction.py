@@ -73,11 +73,13 @@ def predict(
     for name, found in step.operations.items():
         if found.calls:
             _spend(parts, machine, name, found.calls, found.flops, found.bytes, precision)
+    slowed = machine.slowed(flops_a_call(step))
     if chunk is not None:  # the towers run forward once more, a third of what they did
         for bound in ("arithmetic", "memory bandwidth", "calls"):
             parts[bound] *= 4 / 3
     share = 1 / ranks if sharded else 1.0
     parts["memory bandwidth"] += OPTIMIZER_TOUCHES * 4 * step.trained * share / machine.moved(4e6)
+    parts = {bound: slowed * seconds for bound, seconds in parts.items()}
     if ranks > 1:
         parts["communication"] = _exchanged(step, machine, batch_size, ranks, nodes, sharded)
     weights = (4 * step.parameters + 4 * step.trained + step.state) * share
@@ -95,6 +97,12 @@ def largest_batch(count: Callable[[int], StepCount], machine: Machine, **how: ob
             break
         fits = 2**power
     return fits
+
+
+def flops_a_call(step: StepCount) -> float:
+    """Operations in each call that has any, on average."""
+    found = [each for each in step.operations.values() if each.flops]
+    return sum(each.flops for each in found) / max(1.0, sum(each.calls for each in found))
 
 
 def _spend(

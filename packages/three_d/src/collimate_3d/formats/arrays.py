@@ -109,7 +109,7 @@ def _written(xyz: np.ndarray, arrays: Mapping[str, np.ndarray]) -> PointCloud:
     except ValueError as error:
         raise Undecodable("damaged points", str(error)) from None
     if not len(cloud):
-        raise Undecodable("no points")
+        raise Undecodable("no points", "expected one or more")
     return cloud
 
 

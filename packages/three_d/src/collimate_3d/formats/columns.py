@@ -36,7 +36,7 @@ def cloud_of_columns(columns: Mapping[str, np.ndarray], origin: Sequence[float] 
         raise Undecodable("no positions", f"x, y and z are needed; there are {', '.join(columns) or 'no columns'}")
     xyz = np.stack([places[axis] for axis in ("x", "y", "z")], 1)
     if not len(xyz):
-        raise Undecodable("no points")
+        raise Undecodable("no points", "expected one or more")
     fields = {name: _in_units(name, values) for name, values in named.items()}
     features = np.stack(list(fields.values()), 1) if fields else None
     cloud = PointCloud.of(xyz, features, tuple(fields), origin)

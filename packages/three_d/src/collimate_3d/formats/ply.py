@@ -30,7 +30,7 @@ def decode_ply(data: bytes) -> PointCloud:
         found = PlyData.read(io.BytesIO(_vertices_first(data)))
         vertices = found["vertex"]
     except KeyError:
-        raise Undecodable("no vertices in the PLY file") from None
+        raise Undecodable("no vertices in the PLY file", "expected an element `vertex` with x, y and z") from None
     except (PlyParseError, ValueError, IndexError, UnicodeDecodeError, EOFError) as error:
         raise Undecodable("damaged PLY file", str(error)) from None
     columns = [each.name for each in vertices.properties if not isinstance(each, PlyListProperty)]

@@ -204,7 +204,9 @@ def _data_folder(path: Path) -> Path:
     for folder in (path, path / "training"):
         if (folder / "velodyne").is_dir():
             return folder
-    raise FileNotFoundError(f"There is no folder velodyne in {path}, nor in {path / 'training'}.")
+    raise FileNotFoundError(
+        f"There is no folder velodyne in {path}, nor in {path / 'training'}: name the folder that has it."
+    )
 
 
 def _listed(folder: Path, split: str) -> list[str]:

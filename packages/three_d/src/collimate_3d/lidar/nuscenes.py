@@ -150,7 +150,9 @@ class NuScenesSource(Source):
         path = self.path / self.version / f"{name}.json"
         if not path.is_file():
             there = ", ".join(sorted(each.name for each in self.path.glob("v*"))) or "none"
-            raise FileNotFoundError(f"There is no table {path}. Versions in {self.path}: {there}.")
+            raise FileNotFoundError(
+                f"There is no table {path}. Versions in {self.path}: {there}; name one by `version`."
+            )
         return json.loads(path.read_bytes())
 
     def _by_token(self, name: str) -> dict[str, dict[str, Any]]:
