@@ -1,11 +1,14 @@
 """Whether models share a space is decided by what encodes their texts, to the last weight."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from collimate.checkpoints import CheckpointError, load, save, trained_processor, trained_tower
+from collimate.configurable import build
 from collimate.encoders import Frozen, LinearProjection, OpenClipTextEncoder, Projected
 from collimate.processing import ClipTokenizer
 from collimate.search import NotOneSpace, Space, open_space
@@ -123,6 +126,17 @@ def test_a_method_that_pools_anew_is_refused():
     pooled.__class__ = Pooled
     with pytest.raises(NotOneSpace, match="pooled: Pooled does not rank by the projected vectors of its text tower"):
         Space({"pooled": pooled}, "cpu")
+
+
+@pytest.mark.parametrize("recipe", ["medical/merl_demo", "medical/convirt_demo", "video/alpro_demo", "audio/clap_demo"])
+def test_methods_of_other_modalities_can_be_the_first(recipe):
+    path = Path(__file__).resolve().parents[3] / "configs" / f"{recipe}.yaml"
+    method = build(yaml.safe_load(path.read_text())["model"])
+    first = text_space(method)
+    with torch.no_grad():
+        next(method.projections["text"].parameters()).view(-1)[0] += 1
+    assert text_space(method).projection != first.projection
+    assert text_space(method).tower == first.tower
 
 
 def test_parts_are_taken_from_folders_only(checkpoints, tmp_path):
