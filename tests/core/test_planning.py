@@ -1,6 +1,7 @@
 """What `plan` counts and predicts: arithmetic by hand, growth in larger batches, time by rooflines."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,11 +10,12 @@ from torch import nn
 
 from collimate.encoders import Encoder
 from collimate.encoding import Encoding
+from collimate.kernels.threads import for_each
 from collimate.losses import clip_loss
-from collimate.planning import MACHINES, count_step, predict
+from collimate.planning import MACHINES, count_step, measure_this_machine, predict
 from collimate.planning.command import named_machine
-from collimate.planning.counting import Count, StepCount
-from collimate.planning.prediction import largest_batch
+from collimate.planning.counting import Count, Counter, StepCount, one_thread
+from collimate.planning.prediction import flops_a_call, largest_batch
 from collimate.training import Method
 
 WIDTH = 24
@@ -92,6 +94,32 @@ def test_the_slower_side_of_the_roofline_counts():
     assert computed.parts["arithmetic"] == pytest.approx(8e12 / (0.6 * 312e12))
     moved = predict(lambda size: made(size, 1e6, 1e12), gpu, 8)
     assert moved.bound == "memory bandwidth"
+
+
+def test_real_steps_take_longer_than_their_operations(counted):
+    machine = MACHINES["h100"]
+    step = counted(64)
+    size = flops_a_call(step)
+    slowed = replace(machine, slowdown=((size / 4, 1.0), (size * 4, 4.0)))
+    apart, real = (predict(counted, each, 64) for each in (machine, slowed))
+    assert real.seconds == pytest.approx(2 * apart.seconds)
+    assert real.memory == apart.memory
+
+
+def test_this_machine_is_measured_by_whole_steps_too():
+    machine = measure_this_machine(0.005)
+    sizes, ratios = zip(*machine.slowdown, strict=True)
+    assert list(sizes) == sorted(sizes)
+    assert all(0 < ratio < math.inf for ratio in ratios)
+
+
+def test_what_other_threads_compute_is_counted():
+    def work(row: int) -> None:
+        torch.mm(torch.ones(8, 8), torch.ones(8, 8))
+
+    with Counter() as counter, one_thread():
+        for_each(work, range(3), torch.device("cpu"))
+    assert counter.found["mm"][:2] == (3, 3 * 2 * 8**3)
 
 
 def test_memory_decides_the_largest_batch():

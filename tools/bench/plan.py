@@ -15,7 +15,7 @@ from collimate.app import installed_apps
 from collimate.planning import count_step, measure_this_machine, predict
 from collimate.planning.command import PlanCLI, _batches
 from collimate.training.run import cli_for
-from tools.bench._harness import peak_growth, report
+from tools.bench._harness import report
 
 RECIPES = (("vision-language", "clip_demo"), ("vision-language", "tcl_demo"), ("audio", "clap_demo"))
 BATCH = 32
@@ -49,16 +49,12 @@ def row(app: str, recipe: str, machine, *overrides: str) -> dict[str, object]:
         step()
         seconds.append(time.perf_counter() - begun)
     measured = statistics.median(seconds)
-    optimizer.zero_grad()
-    grown = peak_growth(step)
     return {
         "recipe": recipe,
         "measured_seconds": round(measured, 4),
         "predicted_seconds": round(predicted.seconds, 4),
         "ratio": round(predicted.seconds / measured, 3),
         "bound": predicted.bound,
-        "measured_growth_mib": round(grown / 2**20),
-        "predicted_activations_mib": round((predicted.memory - predicted.weights) / 2**20),
     }
 
 

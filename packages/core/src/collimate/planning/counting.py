@@ -110,7 +110,7 @@ def _run(
 
     method.train()
     method.zero_grad()
-    with Counter() as counter, _one_thread():
+    with Counter() as counter, one_thread():
         with saved_tensors_hooks(keep, lambda value: value):
             with torch.autocast("cpu", dtype=precision, enabled=precision is not None):
                 embeddings = method.embed(batch)
@@ -123,7 +123,7 @@ def _run(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """What kernels hand to other threads (`collimate.kernels.threads`) would not be counted."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
