@@ -21,9 +21,18 @@ RECIPES = [  # plans of several trainings have no model of their own
 ]
 
 
+TEXTS = {
+    "class_path": "collimate.encoders.OpenClipTextEncoder",
+    "init_args": {"context_length": 24, "width": 64, "heads": 4, "layers": 1},
+}
 FRESH = {  # what was trained before, as it is before training
-    "collimate_audio.trained_encoder": "collimate_audio.BEATs",
-    "collimate_audio.trained_tokenizer": "collimate_audio.RandomTokenizer",
+    "collimate.checkpoints.trained_processor": {
+        "class_path": "collimate.processing.ClipTokenizer",
+        "init_args": {"context_length": 24},
+    },
+    "collimate.checkpoints.trained_tower": {"class_path": "collimate.encoders.Frozen", "init_args": {"encoder": TEXTS}},
+    "collimate_audio.trained_encoder": {"class_path": "collimate_audio.BEATs"},
+    "collimate_audio.trained_tokenizer": {"class_path": "collimate_audio.RandomTokenizer"},
 }
 LOCAL = (
     "bert-base-uncased",
@@ -47,7 +56,7 @@ def without_downloads(section: Any) -> Any:
     if not isinstance(section, dict):
         return section
     if section.get("class_path") in FRESH:
-        return {"class_path": FRESH[section["class_path"]]}
+        return FRESH[section["class_path"]]
     local = {key: without_downloads(value) for key, value in section.items() if key != "pretrained"}
     if str(local.get("names", "")).endswith((".csv", ".txt")):  # lists of classes that come with data sets
         local["names"] = ["first", "second"]
