@@ -19,12 +19,13 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from collimate.data.decoding import SOUNDS, Undecodable, register_modality
+from collimate.data.decoding import SOUNDS, Undecodable, register_check, register_modality
 
 CONTAINERS = ("opus", "m4a", "mp4", "webm", "mkv")
 """Where sound may lie beside pictures, or in a file that soundfile may refuse; in `SOUNDS` it lies alone."""
 
 register_modality("audio", *SOUNDS, *CONTAINERS)
+register_check(lambda data: read_sound(data, 0), *SOUNDS, *CONTAINERS[:2])  # the others may hold pictures alone
 
 
 def read_sound(raw: Any, rate: int) -> tuple[Float[Tensor, " N"], int]:

@@ -17,7 +17,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from collimate.data.captions import listed
-from collimate.data.decoding import IMAGES, Undecodable, decode, extensions_of, keys_of, naming, value_of
+from collimate.data.decoding import (
+    IMAGES,
+    Undecodable,
+    check_bytes,
+    decode,
+    extensions_of,
+    keys_of,
+    load_decoders,
+    naming,
+    value_of,
+)
 from collimate.data.files import naming_file, write_atomically
 from collimate.data.opening import names_shards, open_source
 from collimate.data.order import Permutation
@@ -195,6 +205,7 @@ def verify(data: str, workers: int = 2, limit: int | None = None, report: str | 
         limit: check so many samples, spread evenly; all if not given.
         report: write the list there too, as JSON.
     """
+    load_decoders()
     source = open_source(data, **({"max_bad_rate": 1.0} if names_shards(data) else {}))  # report bad shards, go on
     bad_shards = source.bad if isinstance(source, ShardSource) else {}
     indices = _spread(len(source), limit or len(source))
@@ -357,6 +368,7 @@ _source: Source | None = None
 def _open_once(source: Source) -> None:
     global _source
     _source = source
+    load_decoders()  # a spawned process has none yet
 
 
 def _check(indices: list[int]) -> list[tuple[str, str, str]]:
@@ -368,9 +380,11 @@ def _check(indices: list[int]) -> list[tuple[str, str, str]]:
             sample = _source.read(place)
             for key in keys_of(sample):
                 value = value_of(sample, (key,))
-                if isinstance(value, Image.Image):
-                    with naming(sample, key):
+                with naming(sample, key):
+                    if isinstance(value, Image.Image):
                         value.load()
+                    elif isinstance(value, bytes):
+                        check_bytes(key, value)
             if REGIONS in sample:
                 value, picture = (value_of(sample, keys) for keys in ((REGIONS,), IMAGES))
                 with naming(sample, REGIONS):

@@ -1,7 +1,7 @@
 """Decoders: one for each extension, from a sample's bytes to a value. Values already decoded pass unchanged.
 
-A package adds its own with `register_decoder(decode, "flac", "wav")`, and says in which keys a modality may
-lie with `register_modality("audio", "flac", "wav")`.
+A package adds its own with `register_decoder(decode, "dcm")`, and says in which keys a modality may lie with
+`register_modality("audio", "flac", "wav")`. The entry-point group `collimate.decoders` names the modules that do so.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
+from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,11 @@ class Undecodable(ValueError):
 def register_decoder(decode: Decoder, *extensions: str) -> None:
     """Have `decode` turn the bytes under these keys into values. It raises `Undecodable` where it cannot."""
     _DECODERS.update(dict.fromkeys(extensions, decode))
+
+
+def register_check(check: Callable[[bytes], object], *extensions: str) -> None:
+    """Have `collimate data verify` try bytes that only a processor reads; `check` raises as that does."""
+    _CHECKS.update(dict.fromkeys(extensions, check))
 
 
 def register_modality(modality: str, *extensions: str) -> None:
@@ -113,6 +119,18 @@ def decode(extension: str, data: bytes) -> Any:
     if not data:
         raise Undecodable("empty file", "0 bytes, expected a whole file")
     return decoder(data)
+
+
+def check_bytes(extension: str, data: bytes) -> None:
+    """Read bytes that have no decoder as their processor would, if a package says how; see `register_check`."""
+    if checked := _CHECKS.get(extension):
+        checked(data)
+
+
+def load_decoders() -> None:
+    """Have the decoders of all installed packages, whose modules the entry-point group `collimate.decoders` names."""
+    for entry in entry_points(group="collimate.decoders"):
+        entry.load()
 
 
 def _content(value: Any) -> bytes:
@@ -228,6 +246,7 @@ _DECODERS: dict[str, Decoder] = {
     "npy": decode_array,
     "npz": decode_array,
 }
+_CHECKS: dict[str, Callable[[bytes], object]] = {}
 _MODALITIES: dict[str, tuple[str, ...]] = {
     "image": IMAGES,
     "text": ("txt", "captions.json"),
