@@ -124,8 +124,9 @@ def test_other_hosts_and_pages_are_refused(server, name):
     good, bad = {"Host": (own, "evil.example"), "Origin": (f"http://{own}", "http://evil.example")}[name]
     assert ask(server, "GET", "/about", **{name: good})[0] == 200
     for request in (("GET", "/about", None), ("POST", "/search", json.dumps({"text": "a"}))):
-        status, _, body = ask(server, *request, **{name: bad})
+        status, headers, body = ask(server, *request, **{name: bad})
         assert status == 403
+        assert headers["Connection"] == "close"
         assert b"hits" not in body
         assert b"modalities" not in body
 
@@ -142,7 +143,7 @@ def test_too_large_a_query_is_refused_unread(server):
     response = connection.getresponse()
     assert response.status == 413
     assert response.headers["Connection"] == "close"
-    assert "at most 0.0953674 MiB" in json.loads(response.read())["error"]
+    assert "at most 0.0954 MiB" in json.loads(response.read())["error"]
     connection.close()
 
 

@@ -141,10 +141,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _check_sender(self) -> None:
         if self.headers.get("Host") not in self.server.hosts:
-            raise _Refused(HTTPStatus.FORBIDDEN, "This page answers to 127.0.0.1 and localhost alone.")
+            raise self._refused_unread(HTTPStatus.FORBIDDEN, "This page answers to 127.0.0.1 and localhost alone.")
         origin = self.headers.get("Origin")
         if origin is not None and origin not in {f"http://{host}" for host in self.server.hosts}:
-            raise _Refused(HTTPStatus.FORBIDDEN, "Another page asked for this.")
+            raise self._refused_unread(HTTPStatus.FORBIDDEN, "Another page asked for this.")
 
     def _get(self) -> tuple[str, bytes]:
         path = urlsplit(self.path).path
@@ -179,17 +179,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes:
         length = self.headers.get("Content-Length", "")
-        if not length.isdecimal() or len(length) > 18:
-            self.close_connection = True
-            raise _Refused(HTTPStatus.LENGTH_REQUIRED, "A search says how long it is.")
+        if not length.isdecimal() or len(length) > 18 or "Transfer-Encoding" in self.headers:
+            raise self._refused_unread(HTTPStatus.LENGTH_REQUIRED, "A search says how long it is.")
         if int(length) > self.server.largest_query:
-            self.close_connection = True  # what was not read must not be taken for another request
-            limit = f"{self.server.largest_query / 2**20:g} MiB"
-            raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"A file to search by has at most {limit}.")
+            told = f"A file to search by has at most {self.server.largest_query / 2**20:.3g} MiB."
+            raise self._refused_unread(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, told)
         body = self.rfile.read(int(length))
         if len(body) < int(length):
             raise ConnectionError("the request ended early")
         return body
+
+    def _refused_unread(self, status: HTTPStatus, told: str) -> _Refused:
+        """A refusal before the body was read: what is left of it must not be taken for another request."""
+        self.close_connection = True
+        return _Refused(status, told)
 
     def _about(self) -> dict[str, Any]:
         searcher = self.server.searcher
