@@ -39,7 +39,7 @@ from .experiment import compare, train
 OBJECTS, POINTS, SENTENCES, ROOMS, NEW = 6, 8, 8, 3000, 300
 STEPS, BATCH, WIDTH, LR = 450, 32, 64, 6e-3
 WEIGHTS = {"word": 0.3, "sentence": 0.3, "grounding": 1.0}
-SEEDS = range(3)
+SEEDS = range(5)
 SPLIT = "test"  # settings were chosen on `val`, with other seeds
 
 GRAPH, SHUFFLED, NONE = "graph", "shuffled graph", "no graph"

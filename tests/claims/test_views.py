@@ -103,6 +103,6 @@ def outcome(shared_data):
 
 @pytest.mark.slow
 def test_all_learn(outcome):
-    """What heads, temperatures and labels add is in the table: no result of three seeds stands yet."""
+    """What AMCL's heads and temperatures add does not show; see the guide."""
     for found in outcome.values.values():
         assert min(found["nearest neighbours"]) > 2 / 60
