@@ -51,7 +51,7 @@ class Mixture:
             raise ValueError(f"{len(self.weights)} weights for {len(self.sources)} sources.")
         if min(self.weights) <= 0:
             raise ValueError(
-                f"Every share of a mixture (data.train) must be positive, got {self.weights}: leave a source out "
+                f"Every weight of a mixture (data.train) must be positive, got {self.weights}: leave a source out "
                 "instead of giving it 0."
             )
         self._shares = largest_remainder(self.weights, BLOCK)
