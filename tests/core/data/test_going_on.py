@@ -11,7 +11,7 @@ from collimate.processing import ImageProcessor
 def begun(length: int, state: dict, first: bool = True) -> DataModule:
     data = DataModule(f"world:train?length={length}", batch_size=4)
     method = SimpleNamespace(processors={"image": ImageProcessor(32)})
-    data.trainer = SimpleNamespace(lightning_module=method, is_global_zero=first)
+    data.trainer = SimpleNamespace(lightning_module=method, is_global_zero=first)  # type: ignore[assignment]
     data.load_state_dict(state)
     next(data.train_dataloader())
     return data
