@@ -14,7 +14,7 @@ from collimate.data import DataModule
 from collimate.processing import ClassLabels
 from collimate_audio import AudioClassifier, BEATs, FilterBank, Mixup, SoundAugmentation, SpectrogramMasks
 
-from .test_fine_tuning import TINY
+from .beats_toys import ENCODER
 
 RATE = 16_000
 
@@ -67,7 +67,7 @@ def classifier():
     torch.manual_seed(0)
     labels = ClassLabels(["a", "b"], exclusive=True)
     processor = FilterBank(0.3, mel_bands=32)
-    return AudioClassifier(BEATs(**TINY), labels, processor, mixup=Mixup(), masks=SpectrogramMasks(1, 0.5, 1, 0.5))
+    return AudioClassifier(BEATs(**ENCODER), labels, processor, mixup=Mixup(), masks=SpectrogramMasks(1, 0.5, 1, 0.5))
 
 
 def loaders(folder, files, method, **options):
@@ -218,7 +218,7 @@ def test_real_sounds_train(shared_data, train, names):
     torch.manual_seed(0)
     labels = ClassLabels(f"{shared_data}/{names}" if isinstance(names, str) else names, exclusive=True)
     assert len(labels) == 10
-    method = AudioClassifier(BEATs(**TINY), labels, FilterBank(0.5, mel_bands=32))
+    method = AudioClassifier(BEATs(**ENCODER), labels, FilterBank(0.5, mel_bands=32))
     data = DataModule(
         f"{shared_data}/{train}", augmentations={"audio": SoundAugmentation()}, batch_size=16, balanced=True
     )

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from collimate.testing import assert_same_on_ranks
 from collimate_audio import BEATs, LabelPredictor, hide_patches, label_accuracy, masked_label_loss
 
-from .test_beats import TINY, banks
+from .beats_toys import ENCODER
+from .test_beats import banks
 
 
 @given(
@@ -40,7 +41,7 @@ def test_bad_ratio():
 @pytest.fixture(params=["zeros", "learned"])
 def model(request):
     torch.manual_seed(0)
-    return BEATs(**TINY).eval(), LabelPredictor(24, 9, 12, 1, 2, 24, request.param, 16, 12).eval()
+    return BEATs(**ENCODER).eval(), LabelPredictor(24, 9, 12, 1, 2, 24, request.param, 16, 12).eval()
 
 
 def logits_of(model, bank, visible, frames=None, in_place=True):

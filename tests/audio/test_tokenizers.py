@@ -9,12 +9,13 @@ from collimate.testing import assert_same_on_ranks
 from collimate_audio import BEATs, BeatsHead, BeatsTokenizer, Estimator, RandomTokenizer, distillation_loss
 from collimate_audio.codebook import code_counts, perplexity
 
-from .test_beats import CONFIG, TINY, banks
+from .beats_toys import ENCODER
+from .test_beats import CONFIG, banks
 
 
 def tokenizer(**changes):
     torch.manual_seed(0)
-    return BeatsTokenizer(BEATs(**TINY), 8, 5, **changes)
+    return BeatsTokenizer(BEATs(**ENCODER), 8, 5, **changes)
 
 
 def frames():
@@ -65,7 +66,7 @@ def test_labels_have_the_order_of_patches():
 
 def test_distillation_learns():
     made, estimator = tokenizer(), Estimator(5, 12, 1, 2, 24, target_width=7, buckets=16, max_distance=12)
-    teacher, head = BEATs(**TINY).eval(), BeatsHead(24, 7)
+    teacher, head = BEATs(**ENCODER).eval(), BeatsHead(24, 7)
     bank = banks(4)
     with torch.no_grad():
         target = head.token_logits(teacher(bank).tokens)
@@ -111,7 +112,7 @@ def test_state_is_complete():
 
 def test_an_encoder_is_no_tokenizer():
     with pytest.raises(CheckpointError, match="no tokenizer"):
-        BeatsTokenizer.from_official({"cfg": CONFIG, "model": BEATs(**TINY).state_dict()})
+        BeatsTokenizer.from_official({"cfg": CONFIG, "model": BEATs(**ENCODER).state_dict()})
 
 
 def test_bad_normalisation():
