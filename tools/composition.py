@@ -90,7 +90,7 @@ def low_rank(recipe: Recipe) -> None:
 
 def harmonized(granularity: str) -> Callable[[Recipe], None]:
     """Each loss term a group of its own."""
-    wanted = {"class_path": "collimate.training.Harmonization", "init_args": {"granularity": granularity}}
+    wanted = {"class_path": "collimate.training.harmonization.Harmonization", "init_args": {"granularity": granularity}}
     return callback("collimate.training.callbacks.Harmonize", harmonization=wanted)
 
 
@@ -194,7 +194,7 @@ def cells(methods: list[str]) -> Iterator[tuple[str, str, str]]:
             print(f"{method} x {switch}: ", end="", flush=True)
             try:
                 found = cell(method, switch)
-            except Exception as error:  # the table says it, and the command fails in the end
+            except (Exception, SystemExit) as error:  # the table says it, and the command fails in the end
                 found = f"FAULT {type(error).__name__}: {str(error)[-400:]}"
             print(found, flush=True)
             yield method, switch, found

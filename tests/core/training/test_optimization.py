@@ -153,7 +153,7 @@ def test_a_layer_decay_outside_its_range_is_an_error(decay: float):
         Optimization(layer_decay=decay)
 
 
-def _sharded_rates() -> list[float]:
+def _sharded(**options) -> torch.optim.Optimizer:
     from torch.distributed.device_mesh import init_device_mesh
 
     from collimate.training.sharding import is_sharded, shard
@@ -161,13 +161,31 @@ def _sharded_rates() -> list[float]:
     module = classifier()
     shard(module, init_device_mesh("cpu", (2,)))
     assert is_sharded(module)
-    optimizer = Optimization(lr=0.1, layer_decay=0.5, betas=None, eps=None, name="sgd").optimizer(module)
+    return Optimization(lr=0.1, layer_decay=0.5, **options).optimizer(module)
+
+
+def _sharded_rates() -> list[float]:
+    optimizer = _sharded(betas=None, eps=None, name="sgd")
     return [group["lr"] for group in optimizer.param_groups]
 
 
 def test_rates_are_the_same_where_the_encoder_is_sharded():
     optimizer = Optimization(lr=0.1, layer_decay=0.5, betas=None, eps=None, name="sgd").optimizer(classifier())
-    assert run_on_ranks(_sharded_rates, [(), ()]) == [[group["lr"] for group in optimizer.param_groups]] * 2
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert [sorted(set(found)) for found in run_on_ranks(_sharded_rates, [(), ()])] == [sorted(set(rates))] * 2
+
+
+def _fused_step() -> bool:
+    optimizer = _sharded(options={"fused": True})
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return True
+
+
+def test_fused_optimizers_take_what_is_sharded_and_what_is_not():
+    assert run_on_ranks(_fused_step, [(), ()]) == [True, True]
 
 
 def test_cycles_warm_up_and_decay_again():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -172,21 +173,23 @@ def parameter_groups(
     """Matrices, which decay, and the rest (biases, norms, `logit_scale`, `logit_bias`), which do not.
 
     With a `layer_decay` r below 1, two such groups for each depth d at which parameters lie, which learn at r^d `lr`,
-    the highest first. Learning rates, and not gradients, because Adam divides by a gradient's size.
+    the highest first. Learning rates, and not gradients, because Adam divides by a gradient's size. Parameters that are
+    spread over ranks and those that are not lie in groups apart, as fused optimizers take one kind at a time.
 
     Raises:
         ValueError: nothing is trainable.
     """
     depths = parameter_depths(module) if layer_decay != 1 else {}
-    found: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    found: dict[tuple[int, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in _trainable(module):
-        found.setdefault((depths.get(name, 0), parameter.ndim < 2), []).append(parameter)
+        kind = depths.get(name, 0), parameter.ndim < 2, isinstance(parameter, DTensor)
+        found.setdefault(kind, []).append(parameter)
     if not found:
         raise ValueError(f"{type(module).__name__} has no trainable parameter: is everything frozen?")
-    rates = {} if layer_decay == 1 else {depth: {"lr": lr * layer_decay**depth} for depth, _ in found}
+    rates = {} if layer_decay == 1 else {depth: {"lr": lr * layer_decay**depth} for depth, _, _ in found}
     return [
-        {"params": found[depth, plain], "weight_decay": 0.0 if plain else weight_decay, **rates.get(depth, {})}
-        for depth, plain in sorted(found)
+        {"params": parameters, "weight_decay": 0.0 if plain else weight_decay, **rates.get(depth, {})}
+        for (depth, plain, _), parameters in sorted(found.items(), key=lambda group: group[0])
     ]
 
 
