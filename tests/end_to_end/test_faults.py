@@ -1,5 +1,6 @@
 """What breaks a run in the middle, and what is left of it."""
 
+import csv
 import os
 import random
 import resource
@@ -81,8 +82,8 @@ def test_a_truncated_checkpoint_is_refused_and_the_one_before_is_used(tmp_path: 
     newest = checkpoints(tmp_path / "out")[-1]
     newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
     assert finish(start(recipe, "--trainer.max_steps=8")) == 0
-    resumed = (tmp_path / "out" / "logs" / "version_1" / "metrics.csv").read_text().splitlines()
-    assert resumed[1].split(",")[-1] == "5"  # went on after step 4, the checkpoint before
+    with open(tmp_path / "out" / "logs" / "version_1" / "metrics.csv") as resumed:
+        assert next(csv.DictReader(resumed))["step"] == "5"  # went on after step 4, the checkpoint before
     both = losses(tmp_path / "out")
     assert sorted(both) == list(range(1, 9))
     assert both[5] == first[5]
