@@ -48,9 +48,10 @@ def toy_batch(size: int, seed: int = 0) -> dict[str, Tensor]:
 class ToyLoader:
     """A sized list of batches, each of which takes a worker a second."""
 
+    worker_seconds = 0.0
+
     def __init__(self, steps: int, size: int = 8) -> None:
         self.batches = [toy_batch(size, seed) for seed in range(steps)]
-        self.worker_seconds = 0.0
 
     def __len__(self) -> int:
         return len(self.batches)
