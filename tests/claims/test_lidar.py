@@ -231,7 +231,7 @@ def outcome():
 
 
 def test_features_move_with_what_moves(outcome):
-    """The paper's third objective: carried along the flow, features are those of the next sweep; and maps move with scenes.
+    """The paper's third objective: carried along the flow, features are the next sweep's; and maps move with scenes.
 
     That a probe reads by how much a sweep was turned, better than from random weights, does not show; see the guide.
     """
