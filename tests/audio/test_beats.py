@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import conv1d, conv2d, gelu, layer_norm, linear, relu, silu
 
 from collimate.checkpoints.files import CheckpointError
+from collimate.testing import run_on_ranks
 from collimate.testing.memory import saved_memory
 from collimate_audio import BEATs, BeatsHead, FilterBank
 
@@ -22,6 +23,29 @@ def beats(**changes):
         for parameter in encoder.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)  # so that no bias, gain or gate keeps its initial value
     return encoder.eval()
+
+
+def _sharded() -> tuple[torch.Tensor, torch.Tensor]:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from collimate.training.sharding import shard
+
+    encoder = beats()
+    shard(encoder, init_device_mesh("cpu", (2,)))
+    pooled = encoder(banks()).pooled
+    pooled.square().sum().backward()
+    table = encoder.encoder.layers[1].self_attn.relative_attention_bias.weight
+    return pooled.detach(), table.grad
+
+
+def test_layers_that_share_a_table_are_sharded():
+    encoder = beats()
+    pooled = encoder(banks()).pooled
+    pooled.square().sum().backward()
+    table = encoder.encoder.layers[0].self_attn.relative_attention_bias.weight
+    for found, gradient in run_on_ranks(_sharded, [(), ()]):
+        torch.testing.assert_close(found, pooled.detach())
+        torch.testing.assert_close(gradient, table.grad)  # the mean over ranks of equal batches
 
 
 def banks(clips=2, frames=70, bands=48):

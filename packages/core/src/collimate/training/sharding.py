@@ -6,6 +6,8 @@ model folder at the end of a run is whole.
 
 from __future__ import annotations
 
+from collections import Counter
+
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -33,15 +35,18 @@ def shard(method: nn.Module, mesh: DeviceMesh) -> None:
     """Shard every encoder of a method over `mesh`, in place; does nothing the second time.
 
     The blocks of an encoder are the children of its module lists and sequences of at least two alike modules.
-    Parameters outside encoders (projections, `logit_scale`) are small: each rank keeps them whole and their
-    gradients are averaged as they arrive.
+    Parameters outside encoders (projections, `logit_scale`), and those that several blocks share (BEATs' table of
+    relative positions), are small: each rank keeps them whole and their gradients are averaged as they arrive.
     """
     if is_sharded(method):
         return
     for module in method.modules():
         if isinstance(module, Encoder):
-            for block in blocks(module).values():
-                fully_shard(block, mesh=mesh)
+            parts = blocks(module).values()
+            counts = Counter(parameter for part in parts for parameter in part.parameters())
+            shared = {parameter for parameter, count in counts.items() if count > 1}
+            for part in parts:
+                fully_shard(part, mesh=mesh, ignored_params=shared)
             fully_shard(module, mesh=mesh)
     group = mesh.get_group()
 
