@@ -57,6 +57,7 @@ class Method(LightningModule, Configurable):
         joint: name -> the modalities that `encode_joint` encodes together under it; evaluations take it for a modality.
         encoders: modality -> its tower.
         projections: modality -> the way from its tower into the joint space.
+        shardable: whether FSDP2 may spread its encoders: not where a method runs parts of one by themselves.
         max_logit_scale: what the method's own parameters `*logit_scale`, which are logarithms, do not exceed after
             exponentiation; they do not fall below 1 either. None holds them nowhere.
         optimization: optimizer, groups, schedule and loss weights.
@@ -75,6 +76,7 @@ class Method(LightningModule, Configurable):
     joint: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     encoders: nn.ModuleDict
     projections: nn.ModuleDict
+    shardable: bool = True
     max_logit_scale: float | None = None
 
     def __init__(self) -> None:

@@ -37,17 +37,24 @@ def shard(method: nn.Module, mesh: DeviceMesh) -> None:
     The blocks of an encoder are the children of its module lists and sequences of at least two alike modules.
     Parameters outside encoders (projections, `logit_scale`), and those that several blocks share (BEATs' table of
     relative positions), are small: each rank keeps them whole and their gradients are averaged as they arrive.
+
+    Raises:
+        ValueError: the method cannot be sharded (`Method.shardable`).
     """
     if is_sharded(method):
         return
-    for module in method.modules():
-        if isinstance(module, Encoder):
-            parts = blocks(module).values()
-            counts = Counter(parameter for part in parts for parameter in part.parameters())
-            shared = {parameter for parameter, count in counts.items() if count > 1}
-            for part in parts:
-                fully_shard(part, mesh=mesh, ignored_params=shared)
-            fully_shard(module, mesh=mesh)
+    if not getattr(method, "shardable", True):
+        raise ValueError(
+            f"{type(method).__name__} runs parts of its encoders by themselves, whose weights FSDP2 would not gather: "
+            "train it with --trainer.strategy ddp."
+        )
+    for encoder in _outermost(method):
+        parts = blocks(encoder).values()
+        counts = Counter(parameter for part in parts for parameter in part.parameters())
+        shared = {parameter for parameter, count in counts.items() if count > 1}
+        for part in parts:
+            fully_shard(part, mesh=mesh, ignored_params=shared)
+        fully_shard(encoder, mesh=mesh)
     group = mesh.get_group()
 
     def average(parameter: Tensor) -> None:
@@ -57,6 +64,13 @@ def shard(method: nn.Module, mesh: DeviceMesh) -> None:
     for parameter in method.parameters():
         if parameter.requires_grad and not isinstance(parameter, DTensor):
             parameter.register_post_accumulate_grad_hook(average)
+
+
+def _outermost(module: nn.Module) -> dict[Encoder, None]:
+    """The encoders that lie in no other, each once."""
+    if isinstance(module, Encoder):
+        return {module: None}
+    return {encoder: None for child in module.children() for encoder in _outermost(child)}
 
 
 def reshard(module: nn.Module) -> None:

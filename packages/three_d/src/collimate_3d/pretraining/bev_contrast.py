@@ -49,6 +49,7 @@ class BEVContrast(Method):
     """
 
     modalities = ("lidar",)
+    shardable = False
 
     def __init__(
         self,

@@ -115,6 +115,7 @@ class ESSL3D(Method):
     """
 
     modalities = ("lidar",)
+    shardable = False
     views = MappingProxyType({"lidar_view": "lidar"})
 
     def __init__(

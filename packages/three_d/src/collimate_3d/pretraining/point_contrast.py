@@ -58,6 +58,7 @@ class PointContrast(Method):
     """
 
     modalities = ("lidar",)
+    shardable = False
     views = MappingProxyType({"lidar_view": "lidar"})
 
     def __init__(

@@ -51,6 +51,7 @@ class ProposalContrast(Method):
     """
 
     modalities = ("lidar",)
+    shardable = False
     views = MappingProxyType({"lidar_view": "lidar"})
 
     def __init__(
