@@ -71,6 +71,7 @@ class CoAVT(Method):
     """
 
     modalities = (VIDEO, AUDIO, "text")
+    shardable = False  # its queries read words by the BERT's embeddings alone
     joint = MappingProxyType({BOTH: (VIDEO, AUDIO)})
 
     def __init__(
