@@ -59,6 +59,7 @@ class BeatsPretraining(Method):
     """
 
     modalities = ("audio",)
+    shardable = False  # its encoder reads the patches that are visible, a part at a time
 
     def __init__(
         self,
