@@ -162,7 +162,7 @@ def _train(app: App, recipe: Recipe, folder: Path) -> None:
             cli = cli_for([f"--config={path}"], "train", app)
     except SystemExit as refusal:
         lines = [line.strip() for line in said.getvalue().splitlines()]
-        told = [line for line in lines if "does not correspond" in line] or lines
+        told = [line for line in lines if "does not correspond" in line or "No layer of" in line] or lines
         raise ValueError(told[0]) from refusal
     fit(cli.trainer, cli.model, cli.datamodule, "auto")
     assert cli.trainer.global_step == recipe["trainer"]["max_steps"]
