@@ -175,6 +175,33 @@ def test_rates_are_the_same_where_the_encoder_is_sharded():
     assert [sorted(set(found)) for found in run_on_ranks(_sharded_rates, [(), ()])] == [sorted(set(rates))] * 2
 
 
+class Nested(Encoder):
+    """Stages of layers: blocks inside of blocks."""
+
+    width = 4
+
+    def __init__(self):
+        super().__init__()
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(2))) for _ in range(2)
+        )
+
+
+def _whole_in_nested() -> list[str]:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor
+
+    from collimate.training.sharding import shard
+
+    module = nn.ModuleDict({"tower": Nested()})
+    shard(module, init_device_mesh("cpu", (2,)))
+    return [name for name, parameter in module.named_parameters() if not isinstance(parameter, DTensor)]
+
+
+def test_blocks_inside_of_blocks_are_sharded_too():
+    assert run_on_ranks(_whole_in_nested, [(), ()]) == [[], []]
+
+
 def _fused_step() -> bool:
     optimizer = _sharded(options={"fused": True})
     for group in optimizer.param_groups:

@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 
 _NO_CLASS = re.compile(r"module '(collimate[\w.]*)' has no attribute '(\w+)'")
-_NO_CLASS = re.compile(r"module '(collimate[\w.]*)' has no attribute '(\w+)'")
 _UNKNOWN = re.compile(r"""(?:option|key|unrecognized arguments:)\s*['"]?(?:--)?([\w.\-]+)""", re.IGNORECASE)
 
 
@@ -26,10 +25,6 @@ def suggestion(message: str, parser: Any) -> str:
     """A sentence that names the options nearest to the unknown one in an error message, or nothing."""
     if "Did you mean" in message:  # jsonargparse knows the options of a nested class
         return ""
-    if lacking := _NO_CLASS.search(message):
-        near = get_close_matches(lacking[2], dir(importlib.import_module(lacking[1])), n=1)
-        hint = f"\nDid you mean '{lacking[1]}.{near[0]}'?" if near else ""
-        return f"{hint}\n`collimate list` shows what there is."
     if lacking := _NO_CLASS.search(message):
         near = get_close_matches(lacking[2], dir(importlib.import_module(lacking[1])), n=1)
         hint = f"\nDid you mean '{lacking[1]}.{near[0]}'?" if near else ""

@@ -49,11 +49,10 @@ def shard(method: nn.Module, mesh: DeviceMesh) -> None:
             "train it with --trainer.strategy ddp."
         )
     for encoder in _outermost(method):
-        parts = blocks(encoder).values()
-        counts = Counter(parameter for part in parts for parameter in part.parameters())
-        shared = {parameter for parameter, count in counts.items() if count > 1}
-        for part in parts:
-            fully_shard(part, mesh=mesh, ignored_params=shared)
+        names = Counter(parameter for _, parameter in encoder.named_parameters(remove_duplicate=False))
+        shared = {parameter for parameter, count in names.items() if count > 1}
+        for block in reversed(blocks(encoder).values()):  # those inside of others first, as FSDP2 wants it
+            fully_shard(block, mesh=mesh, ignored_params=shared)
         fully_shard(encoder, mesh=mesh)
     group = mesh.get_group()
 
