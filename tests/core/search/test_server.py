@@ -164,6 +164,7 @@ def test_a_search_of_unknown_length_is_refused(server):
         (json.dumps({"text": "a"}), {"k": "0"}, "k is a whole number from 1"),
         (json.dumps({"text": "a"}), {"k": "x"}, "k is a whole number from 1"),
         (json.dumps({"text": "a"}), {"k": "9" * 40}, "k is a whole number from 1"),
+        (json.dumps({"text": "a"}), {"k": "0000002009999"}, "k is a whole number from 1"),
         (json.dumps({"text": "a"}), {"among": "video"}, "holds image, audio, and no video"),
         ("x", {"name": "a.xyz"}, "no modality here"),
         ("x", {"name": "a.png"}, "not an image"),

@@ -164,7 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(HTTPStatus.NOT_FOUND, "There is no such page.")
         options = parse_qs(asked.query)
         k = options.get("k", ["20"])[0]
-        if not (k.isdecimal() and 0 < int(k[:9]) <= MOST):
+        if not (k.isdecimal() and len(k) <= len(str(MOST)) and 0 < int(k) <= MOST):
             raise _Refused(HTTPStatus.BAD_REQUEST, f"k is a whole number from 1 to {MOST}.")
         among = options.get("among")
         try:
