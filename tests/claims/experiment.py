@@ -123,6 +123,7 @@ def train(
     augmentations: dict[str, Any] | None = None,
     schedule: BatchSchedule | None = None,
     rate: Schedule = "cosine",
+    clip: float | None = None,
     **optimization: Any,
 ) -> Method:
     """A method trained from random weights on a source, by the project's own loop; in evaluation mode.
@@ -132,6 +133,7 @@ def train(
         steps: None for the length of the schedule.
         captions, augmentations, schedule: as `DataModule`'s.
         rate: the schedule of the learning rate.
+        clip: the largest norm of the gradients.
         optimization: further arguments of `Optimization`.
     """
     seed_everything(seed, verbose=False)
@@ -151,6 +153,7 @@ def train(
         max_steps=steps or -1,
         max_epochs=None if steps else 1,
         accelerator="cpu",
+        gradient_clip_val=clip,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -41,7 +41,7 @@ from collimate_world import ClipSource
 
 from .experiment import compare, train
 
-FRAMES, SIDE, RATE, WIDTH, CLIPS, STEPS, BATCH, MISALIGNED = 8, 32, 8000, 64, 4000, 300, 64, 0.4
+FRAMES, SIDE, RATE, WIDTH, CLIPS, STEPS, BATCH, MISALIGNED = 8, 32, 8000, 64, 8000, 800, 64, 0.4
 SEEDS = range(3)
 
 SUM, REALIGNED, PUT_OFF, ALIGNED = "sum", "realigned", "realigned, curriculum", "sum, all aligned"
@@ -72,7 +72,7 @@ def build(harmonization: Harmonization | None) -> VATT:
 
     method = VATT(
         Convolutions3d(frames=FRAMES, image_size=SIDE),
-        TokenEncoder(WavePatches(round(seconds * RATE), 128, WIDTH), trunk(), drop=0.5, dropout=0.0),
+        TokenEncoder(WavePatches(round(seconds * RATE), 256, WIDTH, spectrum=True), trunk(), dropout=0.0),
         TokenEncoder(WordTokens(49408, 24, WIDTH, WIDTH), trunk(), dropout=0.0),
         VideoProcessor(FRAMES, ImageProcessor(SIDE)),
         Waveform(seconds, RATE),
@@ -102,7 +102,7 @@ def told_apart(method: VATT, clips: Held, count: int = 512) -> float:
 
 def arm(seed: int, harmonization: Harmonization | None = None, misaligned: float = MISALIGNED) -> dict:
     clips, new = held("train", CLIPS, misaligned), held("test", 300, 0.0)
-    method = train(partial(build, harmonization), clips, seed, STEPS, BATCH, 7e-4, warmup=0.1)
+    method = train(partial(build, harmonization), clips, seed, STEPS, BATCH, 3e-3, clip=1.0)
     texts = evaluate_retrieval(method, new, max_captions=1, resamples=2).metrics
     sounds = evaluate_retrieval_between(method, new, "video", "audio", resamples=2).metrics
     found = {"texts": _recall(texts), "sounds": _recall(sounds)}

@@ -112,6 +112,23 @@ def test_positions_are_sums_of_tables_and_resized_where_needed():
     assert video_tokens()(torch.randn(1, 8, 3, 24, 16))[1] == (4, 3, 2)
 
 
+def test_spectra_tell_pitches_and_not_phases():
+    """Samples at another phase make other tokens, spectra the same ones; silence is finite."""
+    torch.manual_seed(0)
+    time = torch.arange(800) * torch.pi / 25  # two periods a piece
+    tones = torch.stack([time.sin(), (time + 1).sin(), (2 * time).sin(), 0 * time])
+
+    def apart(tokens):
+        found = tokens(tones)[0]
+        return [(found[0] - each).abs().max().item() for each in found[1:]]
+
+    phase, pitch, silence = apart(wave_tokens(spectrum=True))
+    assert phase < 0.1 * pitch
+    assert 0 < silence < 100
+    phase, pitch, _ = apart(wave_tokens())
+    assert phase > 0.5 * pitch
+
+
 @pytest.mark.parametrize(("by", "one"), [("sample", False), ("batch", True)])
 def test_what_is_dropped_is_drawn_for_each_sample_or_for_all(by, one):
     torch.manual_seed(0)

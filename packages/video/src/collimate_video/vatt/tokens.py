@@ -12,6 +12,7 @@ Shape legend: B samples, T frames, H W pixels, S samples of sound, L words, N to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from collimate.encoders.base import strides, waves
 
 LAYER_NORM_EPS = 1e-6  # google-research/vatt, configs
 INITIAL_STD = 0.02  # as in every ViT
+AUDIBLE = 1e-3  # ours: of a spectrum, what counts as silence under the logarithm
 
 
 class Tokens(nn.Module, Configurable):
@@ -101,14 +103,24 @@ class WavePatches(Tokens):
         patch: samples of a piece.
         width: D.
         projected: as of `VideoPatches`.
+        spectrum: what of a piece is multiplied are the logarithms of its spectrum, not its samples. Ours: from random
+            weights, matrices that tell pitches whatever their phase are not learned in a run of minutes.
     """
 
-    def __init__(self, samples: int = 153_600, patch: int = 128, width: int = 768, projected: bool = False) -> None:
+    def __init__(
+        self,
+        samples: int = 153_600,
+        patch: int = 128,
+        width: int = 768,
+        projected: bool = False,
+        spectrum: bool = False,
+    ) -> None:
         super().__init__()
         if not 1 <= patch <= samples:
             raise ValueError(f"A waveform of {samples} samples has no pieces of {patch}.")
-        self.samples, self.patch, self.width = samples, patch, width
-        self.proj = nn.Conv1d(1, width, patch, patch)
+        self.samples, self.patch, self.width, self.spectrum = samples, patch, width, spectrum
+        self.proj = nn.Linear(patch // 2 + 1, width) if spectrum else nn.Conv1d(1, width, patch, patch)
+        self.register_buffer("window", torch.hann_window(patch), persistent=False)
         self.pre = _pre_projection(width, projected)
         self.positions = Positions((samples // patch,), width)
 
@@ -116,11 +128,16 @@ class WavePatches(Tokens):
         """Raises ValueError where the inputs are no waveforms of at least one piece."""
         if inputs.ndim != 2 or inputs.shape[1] < self.patch:
             raise ValueError(f"Waveforms are (batch, samples), {self.patch} or more; got {tuple(inputs.shape)}.")
-        tokens = self.pre(self.proj(inputs[:, None]).mT)
+        pieces = self.proj(self._spectra(inputs)) if self.spectrum else self.proj(inputs[:, None]).mT
+        tokens = self.pre(pieces)
         return tokens + self.positions((tokens.shape[1],)), (tokens.shape[1],)
 
     def example(self) -> Float[Tensor, "B S"]:
         return waves(2, self.samples)
+
+    def _spectra(self, inputs: Float[Tensor, "B S"]) -> Float[Tensor, "B N F"]:
+        pieces = inputs.float().unfold(1, self.patch, self.patch)
+        return (torch.fft.rfft(pieces * self.window).abs() + AUDIBLE).log10() - math.log10(AUDIBLE) / 2
 
 
 class WordTokens(Tokens):
