@@ -9,7 +9,7 @@ import yaml
 
 from collimate.checkpoints import CheckpointError, load, save, trained_processor, trained_tower
 from collimate.configurable import build
-from collimate.encoders import Frozen, LinearProjection, OpenClipTextEncoder, Projected
+from collimate.encoders import Frozen, LinearProjection, NoProjection, OpenClipTextEncoder, Projected
 from collimate.processing import ClipTokenizer
 from collimate.search import NotOneSpace, Space, open_space
 from collimate.search.space import text_space, tokenizer_hash
@@ -137,6 +137,23 @@ def test_methods_of_other_modalities_can_be_the_first(recipe):
         next(method.projections["text"].parameters()).view(-1)[0] += 1
     assert text_space(method).projection != first.projection
     assert text_space(method).tower == first.tower
+
+
+@pytest.mark.parametrize(("recipe", "modality"), [("merl_demo", "ecg"), ("convirt_demo", "xray")])
+def test_methods_of_other_modalities_can_be_the_next(checkpoints, recipe, modality):
+    path = Path(__file__).resolve().parents[3] / f"configs/medical/{recipe}.yaml"
+    other = build(yaml.safe_load(path.read_text())["model"])
+    method = type(other)(
+        other.encoders[modality],
+        trained_tower(checkpoints[0]),
+        other.processors[modality],
+        trained_processor(checkpoints[0]),
+        embed_dim=WIDTH,
+        text_projection=NoProjection(WIDTH),
+    )
+    joined = Space({"pictures": load(checkpoints[0]), recipe: method}, "cpu")
+    example = method.processors[modality].example()
+    assert joined.methods[modality].encode(modality, [example]).pooled.shape == (1, WIDTH)
 
 
 def test_parts_are_taken_from_folders_only(checkpoints, tmp_path):

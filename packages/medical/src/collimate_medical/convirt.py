@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from collimate.data.captions import CaptionChoice
 from collimate.distributed import Group
-from collimate.encoders import Encoder, MLPProjection
+from collimate.encoders import Encoder, MLPProjection, Projection, projections_for
 from collimate.losses import symmetric_info_nce_losses
 from collimate.losses.composition import composed
 from collimate.losses.softmax import global_mean
@@ -81,6 +81,7 @@ class ConVIRT(Method):
         logit_scale: 1/τ, which does not learn.
         image_share: λ.
         captions: which texts; one sentence of any caption unless given.
+        text_projection: the text tower's vectors into the joint space; the two layers if None.
     """
 
     modalities = ("xray", "text")
@@ -95,13 +96,16 @@ class ConVIRT(Method):
         logit_scale: float = 1 / TEMPERATURE,
         image_share: float = IMAGE_SHARE,
         captions: CaptionChoice | None = None,
+        text_projection: Projection | None = None,
     ) -> None:
         super().__init__()
         self.processors = {"xray": xray_processor, "text": tokenizer}
-        towers: dict[str, Encoder] = {"xray": xray_encoder, "text": text_encoder}
-        self.encoders = nn.ModuleDict(towers)
-        self.projections = nn.ModuleDict(
-            {name: MLPProjection(tower.width, embed_dim, activation="relu") for name, tower in towers.items()}
+        self.encoders = nn.ModuleDict({"xray": xray_encoder, "text": text_encoder})
+        self.projections = projections_for(
+            self.encoders,
+            embed_dim,
+            xray=MLPProjection(xray_encoder.width, embed_dim, activation="relu"),
+            text=text_projection or MLPProjection(text_encoder.width, embed_dim, activation="relu"),
         )
         self.logit_scale, self.image_share = logit_scale, image_share
         self.captions: Mapping[str, CaptionChoice] = {"text": captions or OneSentence()}

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from collimate.distributed import Group
-from collimate.encoders import Encoder, MLPProjection
+from collimate.encoders import Encoder, MLPProjection, Projection, projections_for
 from collimate.losses import clip_loss
 from collimate.losses.composition import composed
 from collimate.processing import Processor
@@ -95,6 +95,7 @@ class MERL(Method):
         embed_dim: D.
         dropout: the share that each view drops.
         logit_scale: 1/τ, which does not learn.
+        text_projection: the text tower's vectors into the joint space; two layers if None.
     """
 
     modalities = ("ecg", "text")
@@ -108,13 +109,16 @@ class MERL(Method):
         embed_dim: int = 256,
         dropout: float = DROPOUT,
         logit_scale: float = 1 / TEMPERATURE,
+        text_projection: Projection | None = None,
     ) -> None:
         super().__init__()
         self.processors = {"ecg": ecg_processor, "text": tokenizer}
-        towers: dict[str, Encoder] = {"ecg": ecg_encoder, "text": text_encoder}
-        self.encoders = nn.ModuleDict(towers)
-        self.projections = nn.ModuleDict(
-            {name: MLPProjection(tower.width, embed_dim) for name, tower in towers.items()}
+        self.encoders = nn.ModuleDict({"ecg": ecg_encoder, "text": text_encoder})
+        self.projections = projections_for(
+            self.encoders,
+            embed_dim,
+            ecg=MLPProjection(ecg_encoder.width, embed_dim),
+            text=text_projection or MLPProjection(text_encoder.width, embed_dim),
         )
         self.dropout_views = DropoutViews(ecg_encoder.width, dropout)
         self.logit_scale = logit_scale
