@@ -9,12 +9,20 @@ from collimate_world.lidar import SURFACES, Pattern
 from collimate_world.motion import MOTIONS, OPPOSITE, motion, moving
 from collimate_world.motion_captions import MOTION_KINDS, motion_caption
 from collimate_world.negatives import NEGATIVE_KINDS, Negative, negatives
+from collimate_world.object_source import (
+    HELD_OUT_OBJECTS,
+    OBJECT_CLASSES,
+    OBJECT_KINDS,
+    OBJECT_TEMPLATES,
+    ObjectSource,
+    object_captions,
+)
 from collimate_world.patient import ECG_FINDINGS, FINDINGS, XRAY_FINDINGS, Visit, sample_visit
 from collimate_world.patient_source import PatientSource
 from collimate_world.picture import Picture
 from collimate_world.relations import CONVERSE, Relation, relations
 from collimate_world.reports import report
-from collimate_world.room import FURNITURE, PAINTS, Furnishing, Room, sample_room
+from collimate_world.room import FURNITURE, HELD_OUT_FURNITURE, PAINTS, Furnishing, Room, sample_object, sample_room
 from collimate_world.room_source import ROOM_CLASSES, ROOM_KINDS, RoomSource
 from collimate_world.scene import (
     COLOURS,
@@ -45,6 +53,8 @@ __all__ = [
     "FURNITURE",
     "HELD_OUT",
     "HELD_OUT_CLASSES",
+    "HELD_OUT_FURNITURE",
+    "HELD_OUT_OBJECTS",
     "HELD_OUT_SIZES",
     "HELD_OUT_SOUNDS",
     "KINDS",
@@ -54,6 +64,9 @@ __all__ = [
     "MOTION_TEMPLATES",
     "MOUNTED",
     "NEGATIVE_KINDS",
+    "OBJECT_CLASSES",
+    "OBJECT_KINDS",
+    "OBJECT_TEMPLATES",
     "OPPOSITE",
     "PAINTS",
     "PITCHES",
@@ -79,6 +92,7 @@ __all__ = [
     "Furnishing",
     "Light",
     "Negative",
+    "ObjectSource",
     "PatientSource",
     "Pattern",
     "Picture",
@@ -101,9 +115,11 @@ __all__ = [
     "motion_caption",
     "moving",
     "negatives",
+    "object_captions",
     "phrase",
     "relations",
     "report",
+    "sample_object",
     "sample_room",
     "sample_scene",
     "sample_street",

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int64, UInt8
 
 from collimate.data.scene_graphs import GraphObject, SceneGraph
-from collimate_world.scene import COLOURS, SPLITS, Split
+from collimate_world.scene import COLOURS, SPLITS, Combinations, Split
 
 Solid = Literal["box", "cylinder", "ball"]
 
@@ -32,6 +32,11 @@ FURNITURE: dict[str, tuple[Solid, tuple[float, float, float]]] = {
 PAINTS = ("red", "orange", "yellow", "green", "blue", "purple")
 """The colours of things in rooms."""
 
+HELD_OUT_FURNITURE = frozenset(
+    (colour, label) for i, colour in enumerate(PAINTS) for j, label in enumerate(FURNITURE) if (i + j) % 6 == 0
+)  # ours: each class misses one colour, each colour one class or two
+"""The 8 of 48 (colour, class) combinations of single objects that never occur in the training split. Rooms have all."""
+
 WIDTH = 6.0  # of the square floor
 SPREAD = 0.12
 MIN_THINGS, MAX_THINGS = 2, 12
@@ -42,7 +47,7 @@ GRAIN = 0.004  # of a point's place, in metres: that of indoor depth cameras, ro
 _BASES = ("cube", "cabinet", "bench", "slab", "drum", "disc")
 _SMALL = ("cube", "ball", "drum")
 _TRIES = 30
-_ROOM = 401  # of the world's random numbers; those before it are for scenes
+_ROOM, _SINGLE = 401, 402  # of the world's random numbers; those before them are for scenes
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,11 @@ class Furnishing:
     @property
     def solid(self) -> Solid:
         return FURNITURE[self.label][0]
+
+    @property
+    def name(self) -> str:
+        """Colour and class."""
+        return f"{self.colour} {self.label}"
 
 
 class RoomPoints(NamedTuple):
@@ -132,6 +142,29 @@ def sample_room(split: Split, index: int, seed: int = 0, objects: tuple[int, int
     return Room(key, tuple(things))
 
 
+def sample_object(split: Split, index: int, seed: int = 0, combinations: Combinations | None = None) -> Room:
+    """Object `index` of a split, alone on the floor: a room of one.
+
+    Args:
+        split: objects of different splits are drawn from different seeds.
+        combinations: of colour and class, to draw from; those seen in training for `train`, else all, if None.
+
+    Raises:
+        ValueError: no such split, or training on what is held out.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"The world has the splits {', '.join(SPLITS)}, not {split!r}: name one of these.")
+    if split == "train" and combinations not in (None, "seen"):
+        raise ValueError("The training split never holds the held-out combinations of colour and class.")
+    allowed = _COMBINATIONS[combinations or ("seen" if split == "train" else "all")]
+    key = (seed, SPLITS[split], index, _SINGLE)
+    rng = np.random.default_rng(key)
+    colour, label = allowed[rng.integers(len(allowed))]
+    size = _size(label, rng)
+    center = np.array([0, 0, size[2] / 2])
+    return Room(key, (Furnishing(label, colour, _rounded(center), _rounded(size)),))
+
+
 def surface(solid: Solid, count: int, rng: np.random.Generator) -> Float[np.ndarray, "P 3"]:
     """Points on the surface of a solid of extent 1; denser on the short sides of what it is scaled to."""
     if solid == "ball":
@@ -154,20 +187,29 @@ def _furnished(count: int, rng: np.random.Generator) -> list[Furnishing]:
     taken: set[int] = set()  # those that something stands on
     for _ in range(count):
         label, colour = str(rng.choice(labels)), str(rng.choice(PAINTS))
-        size = np.array(FURNITURE[label][1]) * rng.uniform(1 - SPREAD, 1 + SPREAD, 3)
-        if FURNITURE[label][0] == "ball":
-            size[:] = size[0]
-        elif FURNITURE[label][0] == "cylinder":
-            size[1] = size[0]
-        elif rng.random() < 0.5:
-            size[:2] = size[1::-1]
+        size = _size(label, rng)
         center = _place_on_top(label, size, things, taken, rng)
         center = _place_on_floor(size, things, rng) if center is None else center
         if center is not None:
-            x, y, z = (round(float(each), 4) for each in center)
-            width, depth, height = (round(float(each), 4) for each in size)
-            things.append(Furnishing(label, colour, (x, y, z), (width, depth, height)))
+            things.append(Furnishing(label, colour, _rounded(center), _rounded(size)))
     return things
+
+
+def _size(label: str, rng: np.random.Generator) -> Float[np.ndarray, " 3"]:
+    """Width, depth and height of an object of a class, in metres."""
+    size = np.array(FURNITURE[label][1]) * rng.uniform(1 - SPREAD, 1 + SPREAD, 3)
+    if FURNITURE[label][0] == "ball":
+        size[:] = size[0]
+    elif FURNITURE[label][0] == "cylinder":
+        size[1] = size[0]
+    elif rng.random() < 0.5:
+        size[:2] = size[1::-1]
+    return size
+
+
+def _rounded(metres: Float[np.ndarray, " 3"]) -> tuple[float, float, float]:
+    x, y, z = (round(float(each), 4) for each in metres)
+    return x, y, z
 
 
 def _place_on_top(
@@ -195,3 +237,11 @@ def _place_on_floor(size: np.ndarray, things: list[Furnishing], rng: np.random.G
         gaps = np.abs(tries[:, None] - centers) - (sizes + size[:2]) / 2
         tries = tries[(gaps.max(2) > GAP).all(-1)]
     return np.array([*tries[0], size[2] / 2]) if len(tries) else None
+
+
+_ALL = [(colour, label) for colour in PAINTS for label in FURNITURE]
+_COMBINATIONS: dict[str, list[tuple[str, str]]] = {
+    "all": _ALL,
+    "seen": [pair for pair in _ALL if pair not in HELD_OUT_FURNITURE],
+    "held_out": [pair for pair in _ALL if pair in HELD_OUT_FURNITURE],
+}
