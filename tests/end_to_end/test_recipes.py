@@ -45,6 +45,7 @@ FILMS = "world-clip:train?length=64&frames=4&size=32&sound=true"
 ROOMS = "world-rooms:train?length=4"
 SWEEPS = "world-sweeps:train?length=4"
 OBJECTS = f"lidar-objects:{SWEEPS}"
+CLOUDS = "world-objects:train?length=4&points=64"
 
 
 def without_downloads(section: Any) -> Any:
@@ -72,9 +73,10 @@ def test_a_recipe_builds_and_steps(app, name: str, tmp_path: Path):
     text = Path(app.recipe(name)).read_text()
     pictures = write_pairs if "TCLPairs" in text else write_hands if "keypoints" in text else write_pictures
     write = write_sounds if app.name == "audio" else pictures
-    lidar = OBJECTS if "object_processor" in text else SWEEPS if "sweep_processor" in text else ROOMS
+    marks = {"object_processor": OBJECTS, "sweep_processor": SWEEPS, "point_processor": CLOUDS}
+    three_d = next((each for mark, each in marks.items() if mark in text), ROOMS)
     films = FILMS if "CoAVT" in text or "Multigrid" in text else None
-    ours = {"medical": PATIENTS, "three-d": lidar, "video": films}.get(app.name)
+    ours = {"medical": PATIENTS, "three-d": three_d, "video": films}.get(app.name)
     data = ours or write(tmp_path / "data", count=4)
     overrides = [f"--output={tmp_path}", "--trainer.accelerator=cpu", "--trainer.precision=32-true"]
     overrides += ["--trainer.strategy=auto", "--trainer.devices=1", f"--data.train={data}"]

@@ -8,6 +8,7 @@ from collimate_3d.graphs import FeatureAttentionGraph, NoGraph, OffsetAttention,
 from collimate_3d.grid import BEVGrid, VoxelGrid
 from collimate_3d.language import GRUTextEncoder, WordTokenizer
 from collimate_3d.object_encoder import ObjectPointNet
+from collimate_3d.point_text import PointText
 from collimate_3d.pointnet import PointNet
 from collimate_3d.pointnet2 import ObjectPointNet2, PointNet2, PointNet2MultiScale, VoteNetBackbone
 from collimate_3d.points import PointBatch, PointCloud
@@ -39,6 +40,7 @@ __all__ = [
     "PointNet2",
     "PointNet2MultiScale",
     "PointProcessor",
+    "PointText",
     "ReferralProcessor",
     "RoomProcessor",
     "SceneAnswers",

@@ -4,6 +4,7 @@
 |---|---|
 | `points.npz` | arrays by name, or what `encode_points` writes |
 | `points.npy` | one array (N, 3 + F) |
+| `npz`, `npy` | the same, where nothing else says so: files of tables have no other ending |
 | `ply` | vertices with their fields |
 | `pcd` | ascii or binary |
 | `las`, `laz` | a survey, with the extra `las` |
@@ -72,4 +73,4 @@ def _decoded(data: bytes) -> PointCloud:
 
 for _key, _decode in DECODERS.items():
     register_decoder(_decode, _key)
-register_modality("points", *DECODERS)
+register_modality("points", *DECODERS, "npz", "npy")  # these two the core decodes, to what `read_points` takes
