@@ -60,6 +60,7 @@ METHODS: dict[str, tuple[str, str]] = {
     "ESSL3D": ("three-d", "essl3d_demo"),
     "CenterPoint": ("three-d", "lidar_detect_demo"),
     "ObjectText": ("three-d", "lidar_names_demo"),
+    "PointText": ("three-d", "point_text_demo"),
 }
 """Method -> app and recipe. Those that are not here share the towers and the step of one that is."""
 
