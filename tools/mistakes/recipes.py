@@ -71,10 +71,39 @@ def wrong_type(folder: Path) -> None:
 
 @mistake(
     SUBJECT, "A method that there is not: `--model collimate_vision_language.CLIPP`",
-    '"model"', "CLIPP", "Method", "Did you mean 'collimate_vision_language.CLIP'?",
+    '"model"', "CLIPP", "no attribute", "Did you mean 'collimate_vision_language.CLIP'?",
 )  # fmt: skip
 def unknown_method(folder: Path) -> None:
     train(folder, "--model", "collimate_vision_language.CLIPP")
+
+
+@mistake(SUBJECT, "No sample in a batch: `--data.batch_size 0`", "batch_size", "is 0", "1 or more", "raise it")
+def empty_batch(folder: Path) -> None:
+    train(folder, "--data.batch_size", "0")
+
+
+@mistake(
+    SUBJECT,
+    "An image tower that timm has not: `--model.image_encoder.name resnet10`",
+    "timm",
+    "'resnet10'",
+    "nearest",
+    "list_models",
+)
+def unknown_tower(folder: Path) -> None:
+    train(folder, "--model.image_encoder.name", "resnet10")
+
+
+@mistake(
+    SUBJECT,
+    "Data of an evaluation that is not there, found before the training that it follows",
+    "evaluation.retrieval.mine",
+    "'nowhere'",
+    "source",
+    "Data is named as",
+)
+def missing_evaluation_data(folder: Path) -> None:
+    train(folder, "--evaluation.retrieval", "{mine: {data: 'nowhere:x'}}")
 
 
 @mistake(SUBJECT, "An optimizer that there is not", "optimization.name", "'adamww'", "adamw", "nearest")

@@ -1,9 +1,10 @@
-"""The option parser of every verb: an unknown key names the nearest valid one."""
+"""The option parser of every verb: an unknown key names the nearest valid one, and messages say what is wrong alone."""
 
 from __future__ import annotations
 
 import importlib
 import re
+import textwrap
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -13,12 +14,38 @@ _NO_CLASS = re.compile(r"module '(collimate[\w.]*)' has no attribute '(\w+)'")
 _UNKNOWN = re.compile(r"""(?:option|key|unrecognized arguments:)\s*['"]?(?:--)?([\w.\-]+)""", re.IGNORECASE)
 
 
+_UNION = re.compile(
+    r"(?:^ *- Expected a path but .* either not accessible or invalid\n)?"
+    r"^(?P<indent> *)(?:- )?Does not validate against any of the Union subtypes\n"
+    r" *Subtypes: .*\n *Errors:\n(?P<errors>(?:.*\n)*?) *Given value type: .*\n *Given value: (?P<value>.*)$",
+    re.MULTILINE,
+)
+_NONE = re.compile(r"^ *- Expected a <class 'NoneType'>\n", re.MULTILINE)
+_BULLET = re.compile(r"^( *)- ", re.MULTILINE)
+
+
 class Parser(ArgumentParser):
     """jsonargparse's parser with suggestions."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        super().error(message + suggestion(message, self), ex)  # type: ignore[misc]
+        super().error(plain(message) + suggestion(message, self), ex)  # type: ignore[misc]
         raise AssertionError("unreachable")
+
+
+def plain(message: str) -> str:
+    """A message of jsonargparse without what it tried and what it was given: where a class was to be built from a whole
+    recipe, that is a page of settings, and the one sentence that helps is lost in it.
+    """
+
+    def shortened(found: re.Match[str]) -> str:
+        errors = _NONE.sub("", found["errors"]) or found["errors"]
+        told = textwrap.dedent(_BULLET.sub(r"\1", errors)).rstrip()
+        value = "" if found["value"].startswith(("Namespace(", "NestedArg(", "{")) else f"\nGot value: {found['value']}"
+        return textwrap.indent(told + value, found["indent"])
+
+    while (shorter := _UNION.sub(shortened, message)) != message:
+        message = shorter
+    return message
 
 
 def suggestion(message: str, parser: Any) -> str:

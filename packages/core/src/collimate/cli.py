@@ -87,7 +87,9 @@ def _guarded(verb: Verb, arguments: list[str], program: str, app: App | None) ->
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         if os.environ.get("COLLIMATE_TRACEBACK") or not str(error):
             raise
-        _fail(f"{error}{_advice(error)}\n(Set COLLIMATE_TRACEBACK=1 to see where this was raised.)", 1)
+        from collimate.arguments import plain
+
+        _fail(f"{plain(str(error))}{_advice(error)}\n(Set COLLIMATE_TRACEBACK=1 to see where this was raised.)", 1)
 
 
 def run(verb: Verb, arguments: list[str], program: str, app: App | None) -> Any:

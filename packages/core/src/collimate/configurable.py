@@ -16,6 +16,13 @@ TRUSTED_PACKAGES = ("collimate",)
 """Top-level packages whose classes a configuration file may name: these and every `collimate_*`."""
 
 
+def at_least(least: float, **values: float | None) -> None:
+    """Raise ValueError where an argument is smaller; it names the argument. None is not given, and passes."""
+    for name, value in values.items():
+        if value is not None and not value >= least:
+            raise ValueError(f"{name} is {value:g}, where {least:g} or more is expected: raise it.")
+
+
 class Configurable:
     """Mix-in that records the constructor's arguments.
 

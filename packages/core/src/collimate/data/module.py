@@ -9,6 +9,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 
 from collimate import distributed
+from collimate.configurable import at_least
 from collimate.console import say
 from collimate.data.balance import BalancedSource
 from collimate.data.captions import CaptionChoice
@@ -58,6 +59,9 @@ class DataModule(LightningDataModule):
             for sounds and texts whose method takes any length. 0 for none.
         sampling: which samples stand together in a batch: `PerLabel`, `DistinctLabels` or `WithNeighbours`; see
             `collimate.data.grouping`. At random if None.
+
+    Raises:
+        ValueError: a number is too small, or two ways to make batches are asked for.
     """
 
     def __init__(
@@ -87,6 +91,9 @@ class DataModule(LightningDataModule):
             raise ValueError(
                 "Batches are sampled in groups, or follow a schedule, or are sorted or balanced: not both."
             )
+        at_least(1, batch_size=batch_size, global_batch_size=global_batch_size, val_batch_size=val_batch_size)
+        at_least(1, epoch_samples=epoch_samples, val_limit=val_limit, prefetch=prefetch)
+        at_least(0, num_workers=num_workers, bucket_batches=bucket_batches, max_corrupt_rate=max_corrupt_rate)
         super().__init__()
         self.train, self.val, self.seed, self.balanced = train, val, seed, balanced
         self.batch_size, self.global_batch_size = batch_size, global_batch_size

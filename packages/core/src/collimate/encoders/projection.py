@@ -10,7 +10,7 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from collimate.configurable import Configurable
+from collimate.configurable import Configurable, at_least
 from collimate.encoding import Encoding
 
 
@@ -122,6 +122,10 @@ def projections_for(encoders: nn.ModuleDict, dim: int, **given: Projection | Non
         encoders: modality -> encoder.
         dim: D, for those that are made here.
         given: by modality, its projection; one matrix if None.
+
+    Raises:
+        ValueError: D is not positive.
     """
+    at_least(1, embed_dim=dim)
     widths: dict[str, Any] = {modality: encoder.width for modality, encoder in encoders.items()}
     return nn.ModuleDict({name: given.get(name) or LinearProjection(width, dim) for name, width in widths.items()})

@@ -5,6 +5,7 @@ Shape legend: B images, H W pixels, L tokens, D width.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Any
 
 import timm
@@ -31,6 +32,9 @@ class TimmImageEncoder(Encoder):
             transformers. What is left has no grid.
         grad_checkpointing: recompute activations in the backward pass.
         model_args: further arguments of the model's constructor, such as `depth` or `drop_path_rate`.
+
+    Raises:
+        ValueError: timm has no such model.
     """
 
     def __init__(
@@ -49,6 +53,9 @@ class TimmImageEncoder(Encoder):
             model_args["img_size"] = image_size
         if patch_drop_rate > 0:
             model_args["patch_drop_rate"] = patch_drop_rate
+        if not pretrained and not timm.is_model(name):  # what is pretrained may lie on the hub
+            near = ", ".join(get_close_matches(name, timm.list_models(), n=3)) or "none"
+            raise ValueError(f"timm has no model {name!r}. The nearest: {near}. `timm.list_models()` has all.")
         self.model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **model_args)
         self.width = self.model.head_hidden_size
         if grad_checkpointing:

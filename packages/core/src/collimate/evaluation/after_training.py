@@ -16,7 +16,7 @@ from rich.table import Table
 from collimate import distributed
 from collimate.configurable import Configurable
 from collimate.console import say
-from collimate.data import open_source
+from collimate.data import Source, open_source
 from collimate.evaluation.report import Report
 from collimate.evaluation.result import Result, number
 
@@ -80,6 +80,19 @@ class AfterTraining(Configurable):
                 if missing := needed - arguments.keys():
                     raise ValueError(f"evaluation.{kind}.{name} lacks {', '.join(sorted(missing))}.")
 
+    def check(self) -> None:
+        """Open all data once, before a training whose end would find it missing.
+
+        Raises:
+            ValueError: what is asked for cannot be opened; names the evaluation.
+        """
+        for kind, evaluations in self.wanted.items():
+            for name, given in evaluations.items():
+                try:
+                    _sources(given)
+                except (ValueError, OSError, ImportError) as error:
+                    raise ValueError(f"evaluation.{kind}.{name}: {error}") from error
+
     def run(self, model_folder: str | PathLike[str], output: str | PathLike[str]) -> dict[str, Result]:
         """Evaluate a model folder; write `<output>/report.html` and `report.json`, and print the numbers.
 
@@ -117,7 +130,7 @@ class AfterTraining(Configurable):
         results: dict[str, Result] = {}
         for kind, evaluations in self.wanted.items():
             for name, given in evaluations.items():
-                sources = {key: open_source(given[key]) for key in ("data", "train", "test") if key in given}
+                sources = _sources(given)
                 found = functions[kind](model, **{**given, **sources})
                 found.title = f"{found.title}: {name}"
                 found.add_to(report)
@@ -133,6 +146,10 @@ class AfterTraining(Configurable):
             page = report.save(Path(output))
             say(f"Report: {page}\nJSON:   {page.with_suffix('.json')}")
         return results
+
+
+def _sources(given: dict[str, Any]) -> dict[str, Source]:
+    return {key: open_source(given[key]) for key in ("data", "train", "test") if key in given}
 
 
 def add_comparison(report: Report, found: Result, others: dict[str, Result]) -> None:

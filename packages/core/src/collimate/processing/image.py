@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
+from collimate.configurable import at_least
 from collimate.processing.base import Processor
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # openai/CLIP, clip/clip.py
@@ -40,6 +41,9 @@ class ImageProcessor(Processor):
         resize: `shortest` brings the shorter side to S and crops the centre; `squash` brings both to S; `longest`
             brings the longer side to S and pads the shorter one with black on both sides, as open_clip does, so that
             nothing is lost and no shape changed.
+
+    Raises:
+        ValueError: S is not positive, or there is no such way to resize.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class ImageProcessor(Processor):
     ) -> None:
         if resize not in ("shortest", "squash", "longest"):
             raise ValueError(f"resize is 'shortest', 'squash' or 'longest', not {resize!r}.")
+        at_least(1, size=size)
         self.size, self.mean, self.std = size, tuple(mean), tuple(std)
         self.interpolation, self.resize = interpolation, resize
 

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int64
 from open_clip.tokenizer import SimpleTokenizer, get_clean_fn
 from torch import Tensor
 
+from collimate.configurable import at_least
 from collimate.processing.base import Processor
 
 CHARACTERS_PER_TOKEN = 32  # the longest entry of CLIP's vocabulary
@@ -144,6 +145,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     Raises:
         FileNotFoundError: there is no such folder.
+        ValueError: the context has no room.
     """
 
     def __init__(
@@ -156,6 +158,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
         if Path(path).is_absolute() and not Path(path).is_dir():
             raise FileNotFoundError(f"The tokenizer's folder {path} is missing.")
+        at_least(1, context_length=context_length)
         self.context_length, self.clean = context_length, clean
         self._tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=Path(path).is_dir())
         self._clean: Any = clean_caption if clean == "caption" else get_clean_fn(clean) if clean else None

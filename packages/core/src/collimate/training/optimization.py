@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from collimate.configurable import Configurable
+from collimate.configurable import Configurable, at_least
 from collimate.encoders import Encoder
 from collimate.training.frugal import Frugal
 from collimate.training.sharpness import SharpnessAware
@@ -73,6 +73,7 @@ class Optimization(Configurable):
         loss_weights: dict[str, float] | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
+        at_least(0, lr=lr, weight_decay=weight_decay, warmup=warmup, final_lr=final_lr, sharpness=sharpness)
         if not 0 < layer_decay <= 1:
             raise ValueError(f"layer_decay is above 0 and at most 1, not {layer_decay:g}.")
         self.name, self.lr, self.weight_decay, self.layer_decay = name, lr, weight_decay, layer_decay

@@ -24,7 +24,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from collimate.app import App
-from collimate.arguments import suggestion
+from collimate.arguments import plain, suggestion
 from collimate.console import say
 from collimate.data import DataModule
 from collimate.evaluation import AfterTraining
@@ -43,7 +43,7 @@ from collimate.training.sharding import unsharded
 
 class _Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        return super().error(message + suggestion(message, self), ex)
+        return super().error(plain(message) + suggestion(message, self), ex)
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -112,6 +112,8 @@ class TrainCLI(LightningCLI):
         try:
             return super().instantiate_trainer(**kwargs)
         except MisconfigurationException as error:
+            if "max_" in str(error):  # how long, not on what
+                raise ValueError(f"trainer: {error}") from error
             asked = ", ".join(f"trainer.{name}={settings.get(name)}" for name in ("accelerator", "devices", "strategy"))
             raise ValueError(
                 f"This machine cannot run {asked}: {error} Ask for what `collimate doctor` finds here, such as "
@@ -128,6 +130,7 @@ def train(arguments: list[str], program: str, app: App | None = None) -> None:
         app: whose recipes `--config` may name.
     """
     cli = cli_for(arguments, program, app)
+    cli.config_init.evaluation.check()
     folder = fit(cli.trainer, cast(Method, cli.model), cli.datamodule, cli.config.resume)
     cli.config_init.evaluation.run(folder, cli.config.output)
 

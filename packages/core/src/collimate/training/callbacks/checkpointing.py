@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from collimate.configurable import at_least
 from collimate.console import say
 
 FOLDER = "checkpoints"
@@ -34,6 +35,8 @@ class RunCheckpoint(ModelCheckpoint):
     def __init__(
         self, output: str, every_steps: int | None = None, every_minutes: float | None = None, keep: int = 3
     ) -> None:
+        at_least(1, every_steps=every_steps)
+        at_least(-1, keep=keep)
         super().__init__(
             dirpath=Path(output) / FOLDER,
             filename="{step:08d}",

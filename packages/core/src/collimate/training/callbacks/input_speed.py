@@ -41,7 +41,8 @@ class InputSpeed(Callback):
     ) -> None:
         self._clips += batch_size(batch)
         self._pixels += sum(pixels(value) for value in batch.values() if isinstance(value, Tensor))
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and trainer.global_step % every == 0:
             self._write(trainer)
             self._restart()
         self._last_end = time.perf_counter()

@@ -18,7 +18,7 @@ from collimate.training.statistics import effective_rank, similarity_gap
 class StepLog(Callback):
     """Logs loss terms, speed, data-wait share and the state of the embedding space.
 
-    Written every `trainer.log_every_n_steps` steps, to the loggers and as one line on the console:
+    Written every `trainer.log_every_n_steps` steps (0 for never), to the loggers and as one line on the console:
 
     - `loss` and each term;
     - `samples_per_second`, over all ranks;
@@ -55,7 +55,8 @@ class StepLog(Callback):
     ) -> None:
         self._samples += batch_size(batch)
         self._steps += 1
-        if trainer.global_step % trainer.log_every_n_steps == 0 and self._steps:  # type: ignore[attr-defined]
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and trainer.global_step % every == 0 and self._steps:
             self._write(trainer, pl_module, outputs)
             self._restart()
         self._last_end = time.perf_counter()
