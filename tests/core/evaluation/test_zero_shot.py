@@ -23,6 +23,19 @@ def test_a_perfect_model_is_right_everywhere():
     assert "a red thing." in found.protocol["prompts"]
 
 
+def test_prompts_are_those_asked_for_else_the_datas_else_the_modalitys():
+    class Worded(ColourPictures):
+        templates = ("my {}",)
+
+    def prompt(data, **given):
+        found = evaluate_zero_shot(ColourMethod(), data, device="cpu", resamples=2, **given)
+        return found.protocol["prompts"].split("such as ")[1]
+
+    assert prompt(Worded(), templates="your {}") == "'your red'"
+    assert prompt(Worded()) == "'my red'"
+    assert prompt(ColourPictures()) == "'a bad photo of a red.'"
+
+
 @pytest.mark.parametrize("method", [ColourMethod(-0.6), TokenMethod(-0.6)], ids=["cosine", "tokens"])
 def test_batches_and_ranks_change_nothing(method):
     def metrics(batch_size):

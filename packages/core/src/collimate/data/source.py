@@ -26,7 +26,8 @@ class Order(Protocol):
 class Source(Protocol):
     """A list of samples with random access. Subclasses of it inherit `order`.
 
-    A source that knows its classes also has `class_names: list[str]`, in the order of its `cls` numbers.
+    A source that knows its classes also has `class_names: list[str]`, in the order of its `cls` numbers; and
+    `templates: list[str]` with `{}` for a name, where it knows how prompts for them are worded.
     """
 
     name: str

@@ -110,8 +110,8 @@ def evaluate_zero_shot(
         method: a method that encodes text and something else.
         data: samples with a label, or features extracted with `also=["label"]`.
         classes: names, a file of names, or class -> full texts; what the data know unless given.
-        templates: the name of a set, a file, or templates; see `collimate.evaluation.prompts`. The modality's own if
-            None: `imagenet` for pictures, `sound` for sounds.
+        templates: the name of a set, a file, or templates; see `collimate.evaluation.prompts`. If None, the data's, or
+            where they have none the modality's: `imagenet` for pictures, `sound` for sounds.
         modality: what is classified; the method's first that is not text unless given.
         batch_size: of each rank.
         num_workers: processes that read and decode.
@@ -168,7 +168,8 @@ def scored(
     """The scores of all classes for encoded samples; arguments as for `evaluate_zero_shot`."""
     known = class_names(data.source) if data.source is not None else None
     manner = manner_of(modality)
-    texts = prompts(classes, templates or manner.templates, known, manner.spaced_names)
+    own = getattr(data.source, "templates", None)
+    texts = prompts(classes, templates or own or manner.templates, known, manner.spaced_names)
     flat = [text for several in texts.values() for text in several]
     owner = [place for place, several in enumerate(texts.values()) for _ in several]
     encoded = encode_all(method, "text", flat, not is_cosine(method), device=device, precision=precision)
