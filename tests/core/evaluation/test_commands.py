@@ -94,6 +94,14 @@ def test_packages_bring_evaluations_of_their_own(tmp_path):
         AfterTraining(further={"some": {"function": "collimate.nothing", **data}}).run(tmp_path, tmp_path)
     with pytest.raises(ValueError, match=r"further.some lacks function"):
         AfterTraining(further={"some": data})
+
+
+def test_data_of_evaluations_are_looked_at_before_training(tmp_path):
+    AfterTraining(retrieval={"mine": {"data": "world:test?length=4"}}).check()
+    with pytest.raises(ValueError, match=r"evaluation\.retrieval\.mine: .*nowhere"):
+        AfterTraining(retrieval={"mine": {"data": str(tmp_path / "nowhere")}}).check()
+    with pytest.raises(ValueError, match=r'write \{"txt":"label"\}'):
+        AfterTraining(retrieval={"mine": {"data": {"a.csv?columns={txt": "label}"}}}).check()
     with pytest.raises(ValueError, match=r"between.both lacks against, modality"):
         AfterTraining(between={"both": data})
 

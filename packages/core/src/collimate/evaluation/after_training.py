@@ -149,7 +149,14 @@ class AfterTraining(Configurable):
 
 
 def _sources(given: dict[str, Any]) -> dict[str, Source]:
-    return {key: open_source(given[key]) for key in ("data", "train", "test") if key in given}
+    named = {key: given[key] for key in ("data", "train", "test") if key in given}
+    for key, name in named.items():
+        if isinstance(name, dict):
+            raise ValueError(
+                f"{key} is the mapping {name}, where a name of data is expected. A text with a colon and a space in it "
+                'was taken for one: write {"txt":"label"} and not {txt: label}.'
+            )
+    return {key: open_source(name) for key, name in named.items()}
 
 
 def add_comparison(report: Report, found: Result, others: dict[str, Result]) -> None:
