@@ -94,6 +94,8 @@ def test_packages_bring_evaluations_of_their_own(tmp_path):
         AfterTraining(further={"some": {"function": "collimate.nothing", **data}}).run(tmp_path, tmp_path)
     with pytest.raises(ValueError, match=r"further.some lacks function"):
         AfterTraining(further={"some": data})
+    with pytest.raises(ValueError, match=r"between.both lacks against, modality"):
+        AfterTraining(between={"both": data})
 
 
 def test_data_of_evaluations_are_looked_at_before_training(tmp_path):
@@ -102,8 +104,6 @@ def test_data_of_evaluations_are_looked_at_before_training(tmp_path):
         AfterTraining(retrieval={"mine": {"data": str(tmp_path / "nowhere")}}).check()
     with pytest.raises(ValueError, match=r'write \{"txt":"label"\}'):
         AfterTraining(retrieval={"mine": {"data": {"a.csv?columns={txt": "label}"}}}).check()
-    with pytest.raises(ValueError, match=r"between.both lacks against, modality"):
-        AfterTraining(between={"both": data})
 
 
 def test_an_evaluation_without_data_is_refused_before_training():
