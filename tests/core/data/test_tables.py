@@ -190,7 +190,8 @@ def test_conditions_with_several_values(tmp_path):
     path.write_text("file,fold\na.wav,1\nb.wav,2\nc.wav,3\n")
     source = open_source(f"{path}?fold=[1, 3]")
     assert [source.row(index)["file"] for index in range(len(source))] == ["a.wav", "c.wav"]
-    assert source.name == f"{path}?fold=1|3"
+    assert source.name == f"{path}?fold=[1,3]"
+    assert len(open_source(source.name)) == len(source)
 
 
 def test_several_labels_in_a_column(tmp_path):

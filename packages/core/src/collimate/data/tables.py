@@ -66,7 +66,10 @@ class TableSource(Source):
         self.path = Path(path)
         wanted = {column: each if isinstance(each, list) else [each] for column, each in (where or {}).items()}
         self.where = {column: [str(value) for value in values] for column, values in wanted.items()}
-        conditions = ",".join(f"{column}={'|'.join(values)}" for column, values in self.where.items())
+        conditions = "&".join(  # as `open_source` takes them
+            f"{column}={values[0] if len(values) == 1 else '[' + ','.join(values) + ']'}"
+            for column, values in self.where.items()
+        )
         self.name = name or (f"{path}?{conditions}" if conditions else str(path))
         self._delimiter = {".csv": ",", ".tsv": "\t"}.get(self.path.suffix)  # None: JSON lines
         self._files = FileReader()

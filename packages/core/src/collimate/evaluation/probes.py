@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from collimate.training import Method
 
 Scaling = Literal["standardize", "normalize", "none"]
 Kind = Literal["linear", "knn"]
+AnyModel = TypeVar("AnyModel", bound=Model)
 
 PENALTIES = np.logspace(-6, 2, 97)  # CLIP_benchmark, linear_probe.py: every 16th first, then halving steps
 COARSE = 16
@@ -140,12 +141,13 @@ def evaluate_probe(
     )
 
 
-def randomized(encoder: Encoder, seed: int = 0) -> Encoder:
-    """The same encoder with fresh random weights."""
+def randomized(model: AnyModel, seed: int = 0) -> AnyModel:
+    """The same encoder or method with fresh random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh: Encoder = build(_untrained(encoder.config()), trust=[type(encoder).__module__.split(".")[0]])
-    fresh.processor = encoder.processor
+        fresh = build(_untrained(model.config()), trust=[type(model).__module__.split(".")[0]])
+    if isinstance(model, Encoder):
+        fresh.processor = model.processor
     return fresh
 
 
