@@ -10,6 +10,7 @@ APP = App(
     verbs={
         "ground": Verb("collimate_3d_app.commands:ground", "find the objects that sentences mean"),
         "classify-objects": Verb("collimate_3d_app.commands:classify_objects", "name objects without training"),
+        "relationships": Verb("collimate_3d_app.commands:relationships", "probe a frozen model for objects' relations"),
         "detect": Verb("collimate_3d_app.lidar:detect", "find cars, pedestrians and cyclists in LiDAR sweeps"),
         "lidar-demo": Verb(
             "collimate_3d.detection.demo:lidar_demo", "pre-train on sweeps, fine-tune a detector, compare with scratch"

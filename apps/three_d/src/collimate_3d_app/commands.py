@@ -90,6 +90,56 @@ def classify_objects(
     publish(found, checkpoint, output)
 
 
+def relationships(
+    checkpoint: str,
+    train: str,
+    data: str,
+    output: str = "runs/relationships",
+    train_pairs: int = 20_000,
+    batch_size: int = 16,
+    num_workers: int = 0,
+    device: str = "auto",
+    precision: Precision = "float32",
+    limit: int | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> None:
+    """Read the relations of scenes' objects from frozen features, by a linear probe, with 3DSSG's measures.
+
+    Args:
+        checkpoint: a model folder, or a .ckpt of a training run.
+        train: scenes with graphs to fit on: shards, `world-rooms:val`, ...
+        data: scenes with graphs to test on: shards, `world-rooms:test`, ...
+        output: the folder of report.html and report.json.
+        train_pairs: of objects that are fitted, at most, drawn from all scenes.
+        batch_size: scenes at a time.
+        num_workers: processes that read and decode; 0 reads in this one.
+        device: `auto` is the first GPU where there is one, else the CPU.
+        precision: of the networks.
+        limit: at most so many scenes of each, spread over the data.
+        resamples: of the bootstrap intervals.
+        seed: of the random weights, the pairs that are drawn, and the scenes that choose the penalty.
+    """
+    from collimate.data import open_source
+    from collimate.evaluation.commands import publish
+    from collimate_3d.evaluation.relationships import evaluate_relationships
+
+    found = evaluate_relationships(
+        _method(checkpoint),
+        open_source(train),
+        open_source(data),
+        train_pairs,
+        batch_size,
+        num_workers,
+        device,
+        precision,
+        limit,
+        resamples,
+        seed,
+    )
+    publish(found, checkpoint, output)
+
+
 def vocabulary(data: str, output: str, at_least: int = 1, limit: int | None = None) -> None:
     """Count the words of captions and sentences, the most frequent first, and write them, one a line.
 

@@ -1,7 +1,13 @@
 """3D methods: scene-graph-guided pre-training, LiDAR equivariance."""
 
 from collimate_3d.bev import BEVBackbone, bev_encoding, bev_map
-from collimate_3d.evaluation import evaluate_answers, evaluate_captions, evaluate_grounding, evaluate_objects
+from collimate_3d.evaluation import (
+    evaluate_answers,
+    evaluate_captions,
+    evaluate_grounding,
+    evaluate_objects,
+    evaluate_relationships,
+)
 from collimate_3d.exhibits import show_points
 from collimate_3d.formats import encode_points
 from collimate_3d.graphs import FeatureAttentionGraph, NoGraph, OffsetAttention, PlaceAttention, TripletGraph
@@ -62,6 +68,7 @@ __all__ = [
     "evaluate_captions",
     "evaluate_grounding",
     "evaluate_objects",
+    "evaluate_relationships",
     "evaluate_scene_detection",
     "read_points",
     "show_points",
