@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from collimate import distributed
+from collimate.configurable import at_least
 from collimate.data.buckets import BucketedPositions, LengthBuckets, check_sizes
 from collimate.data.captions import CaptionChoice
 from collimate.data.mixture import MAX_REPLACEMENTS, Mixture
@@ -175,6 +176,9 @@ class EvalLoader:
 
     Attributes:
         corrupt: (source, reason) -> samples that this rank met, in all iterations.
+
+    Raises:
+        ValueError: a number is too small, or the source does not know how long its samples are.
     """
 
     def __init__(
@@ -197,6 +201,8 @@ class EvalLoader:
         by_length: bool = False,
         optional: Sequence[str] = (),
     ) -> None:
+        at_least(1, batch_size=batch_size, limit=limit)
+        at_least(0, num_workers=num_workers)
         self.source = source
         rank = distributed.rank() if rank is None else rank
         world_size = distributed.world_size() if world_size is None else world_size

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
 from urllib.parse import parse_qsl
 
 import yaml
 
+from collimate.configurable import at_least
 from collimate.data.folders import FolderSource
 from collimate.data.hugging_face import HuggingFaceSource
 from collimate.data.shards import ShardSource
@@ -69,8 +72,18 @@ def _named(name: str, what: str, options: dict[str, Any]) -> Source:
     if name == "hf":
         return HuggingFaceSource(what, **options)
     for entry in entry_points(group="collimate.sources", name=name):
-        return entry.load()(what, **options)
+        return _made(entry.load(), name, what, options)
     raise ValueError(f"No installed package offers {name!r} sources. Data is named as {KINDS}{_offered()}.")
+
+
+def _made(kind: Callable[..., Source], name: str, what: str, options: dict[str, Any]) -> Source:
+    parameters = inspect.signature(kind).parameters
+    known = list(parameters)[1:]
+    further = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())  # of a source within
+    if not further and (unknown := sorted(options.keys() - known)):
+        raise ValueError(f"{name}:{what} has no option {', '.join(unknown)}; it has {', '.join(known)}.")
+    at_least(0, length=options.get("length"))
+    return kind(what, **options)
 
 
 def _offered() -> str:

@@ -292,7 +292,12 @@ def processors_of(model: Model, modalities: Iterable[str]) -> dict[str, Any]:
     found = model.processors if isinstance(model, Method) else dict.fromkeys(modalities, model.processor)
     for modality in modalities:
         if found.get(modality) is None:
-            raise ValueError(f"{type(model).__name__} has no processor for {modality!r}; it knows {sorted(found)}.")
+            instead = " What asks by texts needs a method of texts; `classify` asks a classifier." * (
+                modality == "text"
+            )
+            raise ValueError(
+                f"{type(model).__name__} has no processor for {modality!r}; it knows {sorted(found)}.{instead}"
+            )
     return {modality: found[modality] for modality in modalities}
 
 
