@@ -1,7 +1,7 @@
 """Gradient harmonization's claim at small scale: what it saves where texts and sounds are of other clips.
 
 Clips of one moving shape (synthetic), seen, heard and read; of two fifths the texts are another clip's, and of two
-fifths, drawn apart, the sound is. A small VATT with one transformer for all learns from them; the arms share clips,
+fifths, drawn apart, the sound is. A small VATT with a tower for each learns from them; the arms share clips,
 order and first weights:
 
 - the sum of both losses;
@@ -13,7 +13,8 @@ Measured on new clips that are all aligned: the mean of both directions' recall@
 on clips of the training: how well the cosine of a sample's two gradients tells misaligned from aligned ones (area under
 the ROC curve; 0.5 is chance).
 
-No result of three seeds stands yet: the guide says what was tried.
+Neither the gain that the paper claims nor that cosines tell misaligned samples shows; see the guide. What is asserted is
+what the first run of these settings left.
 """
 
 from functools import cache, partial
@@ -121,7 +122,7 @@ ARMS = {
     ALIGNED: partial(arm, misaligned=0.0),
 }
 
-pytestmark = pytest.mark.timeout(7200)  # a quarter of an hour on two quiet cores, all in the fixture
+pytestmark = pytest.mark.timeout(7200)  # an hour of one core, all in the fixture
 
 
 @pytest.fixture(scope="module")
@@ -130,13 +131,9 @@ def outcome():
 
 
 @pytest.mark.slow
-def test_the_cosine_tells_misaligned_samples(outcome):
-    assert outcome.mean(PUT_OFF, "told apart") > 0.55
-
-
-@pytest.mark.slow
 def test_misaligned_pairs_cost_something(outcome):
-    assert outcome.mean(ALIGNED, "texts") > outcome.mean(SUM, "texts")
+    for kind in ("texts", "sounds"):
+        assert outcome.mean(ALIGNED, kind) > 2 * outcome.mean(SUM, kind)
 
 
 @pytest.mark.slow
