@@ -13,8 +13,8 @@ Measured on new clips that are all aligned: the mean of both directions' recall@
 on clips of the training: how well the cosine of a sample's two gradients tells misaligned from aligned ones (area under
 the ROC curve; 0.5 is chance).
 
-Neither the gain that the paper claims nor that cosines tell misaligned samples shows; see the guide. What is asserted is
-what the first run of these settings left.
+Neither the gain that the paper claims nor that cosines tell misaligned samples shows; see the guide. What is asserted
+is what the first run of these settings left.
 """
 
 from functools import cache, partial
