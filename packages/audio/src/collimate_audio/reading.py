@@ -87,6 +87,8 @@ def _read_file(raw: bytes | str | PathLike[str], name: str) -> tuple[Tensor, int
             found = file.read(dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise ValueError(f"{name}: truncated or damaged ({error}). Copy or download it again.") from error
+        except MemoryError as error:  # damaged headers claim any length
+            raise ValueError(f"{name}: damaged, or too long: its header claims {file.frames} samples.") from error
         if len(found) < file.frames:
             raise ValueError(f"{name}: truncated: {len(found)} of {file.frames} samples. Copy or download it again.")
         return torch.from_numpy(found.T), file.samplerate
@@ -109,6 +111,8 @@ def _read_container(
             if not container.streams.audio:
                 raise Undecodable("no sound in the file", f"{name} has {len(container.streams)} tracks of other things")
             track = container.streams.audio[0]
+            if track.codec_context is None:
+                raise Undecodable("unknown codec", f"{name} has a track of sound that nothing here decodes")
             planes = av.AudioResampler(format="fltp", layout=track.layout, rate=track.rate)
             frames = [each for frame in container.decode(track) for each in planes.resample(frame)]
             frames += planes.resample(None)

@@ -310,6 +310,8 @@ def video_stream(container: Any) -> Any:
     if stream is None:
         held = "only sound" if container.streams.audio else "no stream of pictures"
         raise Undecodable("no video", f"{held}, expected moving pictures")
+    if stream.codec_context is None:
+        raise Undecodable("unknown codec", "the file has moving pictures that nothing here decodes")
     stream.codec_context.thread_count = 1  # loading processes share out the cores
     return stream
 
