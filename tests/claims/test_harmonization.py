@@ -35,7 +35,7 @@ from collimate_video import (
     TokenTransformer,
     VideoProcessor,
     Waveform,
-    WavePatches,
+    WaveSpectra,
     WordTokens,
 )
 from collimate_world import ClipSource
@@ -73,7 +73,7 @@ def build(harmonization: Harmonization | None) -> VATT:
 
     method = VATT(
         Convolutions3d(frames=FRAMES, image_size=SIDE),
-        TokenEncoder(WavePatches(round(seconds * RATE), 256, WIDTH, spectrum=True), trunk(), dropout=0.0),
+        TokenEncoder(WaveSpectra(round(seconds * RATE), 256, WIDTH), trunk(), dropout=0.0),
         TokenEncoder(WordTokens(49408, 24, WIDTH, WIDTH), trunk(), dropout=0.0),
         VideoProcessor(FRAMES, ImageProcessor(SIDE)),
         Waveform(seconds, RATE),

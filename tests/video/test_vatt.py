@@ -24,6 +24,7 @@ from collimate_video import (
     Waveform,
     WaveformNoise,
     WavePatches,
+    WaveSpectra,
     WordTokens,
 )
 from collimate_video.transcoding import transcode
@@ -122,7 +123,7 @@ def test_spectra_tell_pitches_and_not_phases():
         found = tokens(tones)[0]
         return [(found[0] - each).abs().max().item() for each in found[1:]]
 
-    phase, pitch, silence = apart(wave_tokens(spectrum=True))
+    phase, pitch, silence = apart(WaveSpectra(800, 100, 16))
     assert phase < 0.1 * pitch
     assert 0 < silence < 100
     phase, pitch, _ = apart(wave_tokens())

@@ -20,6 +20,7 @@ from collimate_video.vatt import (
     Waveform,
     WaveformNoise,
     WavePatches,
+    WaveSpectra,
     WordTokens,
 )
 
@@ -54,6 +55,7 @@ __all__ = [
     "VideoPatches",
     "VideoProcessor",
     "WavePatches",
+    "WaveSpectra",
     "Waveform",
     "WaveformNoise",
     "Window",

@@ -19,7 +19,7 @@ is the middle of its video, for pictures and sound alike, instead of a drawn one
 
 from collimate_video.vatt.candidates import Candidates
 from collimate_video.vatt.method import VATT
-from collimate_video.vatt.tokens import VideoPatches, WavePatches, WordTokens
+from collimate_video.vatt.tokens import VideoPatches, WavePatches, WaveSpectra, WordTokens
 from collimate_video.vatt.transformer import TokenEncoder, TokenTransformer
 from collimate_video.vatt.waveform import Waveform, WaveformNoise
 
@@ -30,6 +30,7 @@ __all__ = [
     "TokenTransformer",
     "VideoPatches",
     "WavePatches",
+    "WaveSpectra",
     "Waveform",
     "WaveformNoise",
     "WordTokens",

@@ -103,24 +103,14 @@ class WavePatches(Tokens):
         patch: samples of a piece.
         width: D.
         projected: as of `VideoPatches`.
-        spectrum: what of a piece is multiplied are the logarithms of its spectrum, not its samples. Ours: from random
-            weights, matrices that tell pitches whatever their phase are not learned in a run of minutes.
     """
 
-    def __init__(
-        self,
-        samples: int = 153_600,
-        patch: int = 128,
-        width: int = 768,
-        projected: bool = False,
-        spectrum: bool = False,
-    ) -> None:
+    def __init__(self, samples: int = 153_600, patch: int = 128, width: int = 768, projected: bool = False) -> None:
         super().__init__()
         if not 1 <= patch <= samples:
             raise ValueError(f"A waveform of {samples} samples has no pieces of {patch}.")
-        self.samples, self.patch, self.width, self.spectrum = samples, patch, width, spectrum
-        self.proj = nn.Linear(patch // 2 + 1, width) if spectrum else nn.Conv1d(1, width, patch, patch)
-        self.register_buffer("window", torch.hann_window(patch), persistent=False)
+        self.samples, self.patch, self.width = samples, patch, width
+        self.proj = self._matrix()
         self.pre = _pre_projection(width, projected)
         self.positions = Positions((samples // patch,), width)
 
@@ -128,16 +118,41 @@ class WavePatches(Tokens):
         """Raises ValueError where the inputs are no waveforms of at least one piece."""
         if inputs.ndim != 2 or inputs.shape[1] < self.patch:
             raise ValueError(f"Waveforms are (batch, samples), {self.patch} or more; got {tuple(inputs.shape)}.")
-        pieces = self.proj(self._spectra(inputs)) if self.spectrum else self.proj(inputs[:, None]).mT
-        tokens = self.pre(pieces)
+        tokens = self.pre(self._pieces(inputs))
         return tokens + self.positions((tokens.shape[1],)), (tokens.shape[1],)
 
     def example(self) -> Float[Tensor, "B S"]:
         return waves(2, self.samples)
 
-    def _spectra(self, inputs: Float[Tensor, "B S"]) -> Float[Tensor, "B N F"]:
+    def _matrix(self) -> nn.Module:
+        return nn.Conv1d(1, self.width, self.patch, self.patch)
+
+    def _pieces(self, inputs: Float[Tensor, "B S"]) -> Float[Tensor, "B N D"]:
+        return self.proj(inputs[:, None]).mT
+
+
+class WaveSpectra(WavePatches):
+    """Pieces of waveforms by the logarithms of their spectra, in the place of their samples.
+
+    Ours: from random weights, matrices that tell pitches whatever their phase are not learned in a run of minutes.
+
+    Args:
+        samples, patch, width, projected: as of `WavePatches`.
+    """
+
+    window: Float[Tensor, " patch"]
+
+    def __init__(self, samples: int = 153_600, patch: int = 128, width: int = 768, projected: bool = False) -> None:
+        super().__init__(samples, patch, width, projected)
+        self.register_buffer("window", torch.hann_window(patch), persistent=False)
+
+    def _matrix(self) -> nn.Module:
+        return nn.Linear(self.patch // 2 + 1, self.width)
+
+    def _pieces(self, inputs: Float[Tensor, "B S"]) -> Float[Tensor, "B N D"]:
         pieces = inputs.float().unfold(1, self.patch, self.patch)
-        return (torch.fft.rfft(pieces * self.window).abs() + AUDIBLE).log10() - math.log10(AUDIBLE) / 2
+        spectra = torch.fft.rfft(pieces * self.window).abs()
+        return self.proj((spectra + AUDIBLE).log10() - math.log10(AUDIBLE) / 2)
 
 
 class WordTokens(Tokens):
