@@ -110,8 +110,11 @@ def test_a_folder_without_pictures_is_one_of_sounds(tmp_path):
     assert [open_source(tmp_path).read(0)["__key__"]] == ["song/cover"]
 
 
-def test_options_that_a_source_has_not_are_refused_with_those_it_has():
+def test_options_that_a_source_has_not_are_refused_with_those_it_has(tmp_path):
     with pytest.raises(ValueError, match=r"world:test has no option lenght; it has .*length"):
         open_source("world:test?lenght=3")
     with pytest.raises(ValueError, match=r"length is -3, where 0 or more"):
         open_source("world:test?length=-3")
+    (tmp_path / "one").mkdir()
+    with pytest.raises(ValueError, match=r"has no option splt; it has .*extensions"):
+        open_source(f"{tmp_path}?splt=train")

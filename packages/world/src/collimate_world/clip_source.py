@@ -6,6 +6,7 @@ from typing import cast
 
 import numpy as np
 
+from collimate.configurable import at_least
 from collimate.data import Sample, Source
 from collimate_world.clip import CLIP_RATE, Clip
 from collimate_world.motion import MOTIONS, motion, moving
@@ -68,11 +69,10 @@ class ClipSource(Source):
             raise ValueError(f"misaligned is a share of two or more clips, from 0 to 1; not {misaligned} of {length}.")
         if text not in MOTION_KINDS:
             raise ValueError(f"The text of a sample is one of {', '.join(MOTION_KINDS)}; not {text!r}.")
-        if combinations not in (None, "seen", "held_out", "all"):
-            raise ValueError(f"Combinations are seen, held_out or all; not {combinations!r}.")
         self.split: Split = cast(Split, split)
         self.combinations: Combinations | None = cast(Combinations | None, combinations)
         self.objects = number_range(objects, int, "The number of objects")
+        at_least(0, length=length)
         self.length, self.frames, self.size, self.seed = length, frames, size, seed
         self.text: MotionKind = cast(MotionKind, text)
         self.name = f"world-clip:{split}?objects={objects}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import sqrt
 from typing import cast
 
+from collimate.configurable import at_least
 from collimate.data import Sample, Source
 from collimate_world.captions import Caption
 from collimate_world.room import FURNITURE, HELD_OUT_FURNITURE, PAINTS, Furnishing, Room, sample_object
@@ -56,12 +57,11 @@ class ObjectSource(Source):
     ) -> None:
         if text not in OBJECT_KINDS:
             raise ValueError(f"The text of a sample is one of {', '.join(OBJECT_KINDS)}; not {text!r}.")
-        if combinations not in (None, "seen", "held_out", "all"):
-            raise ValueError(f"Combinations are seen, held_out or all; not {combinations!r}.")
         if points < 1:
             raise ValueError(f"An object has one point or more, not {points}.")
         self.split: Split = cast(Split, split)
         self.combinations: Combinations | None = cast(Combinations | None, combinations)
+        at_least(0, length=length)
         self.length, self.points, self.seed, self.text = length, points, seed, text
         self.name = f"world-objects:{split}"
         self.class_names, self.templates = OBJECT_CLASSES, OBJECT_TEMPLATES

@@ -23,7 +23,7 @@ from typing import Literal
 
 import numpy as np
 
-from collimate_world.scene import SPLITS, Split
+from collimate_world.scene import Split, split_number
 
 Sensor = Literal["xray", "ecg"]
 
@@ -93,10 +93,8 @@ def sample_visit(split: Split, patient: int, visit: int, seed: int = 0) -> Visit
     Raises:
         ValueError: no such split.
     """
-    if split not in SPLITS:
-        raise ValueError(f"The split is one of {', '.join(SPLITS)}; not {split!r}.")
-    lasting = np.random.default_rng((seed, SPLITS[split], patient, _PATIENTS))
-    key = (seed, SPLITS[split], patient, visit)
+    lasting = np.random.default_rng((seed, split_number(split), patient, _PATIENTS))
+    key = (seed, split_number(split), patient, visit)
     passing = np.random.default_rng((*key, _PATIENTS, 0))
     build, heart, pulse = lasting.uniform((0.92, 0.40, 58), (1.06, 0.48, 88))
     severity: dict[str, float] = {}

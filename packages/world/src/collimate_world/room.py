@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int64, UInt8
 
 from collimate.data.scene_graphs import GraphObject, SceneGraph
-from collimate_world.scene import COLOURS, SPLITS, Combinations, Split
+from collimate_world.scene import COLOURS, Combinations, Split, combinations_of, split_number
 
 Solid = Literal["box", "cylinder", "ball"]
 
@@ -129,12 +129,10 @@ def sample_room(split: Split, index: int, seed: int = 0, objects: tuple[int, int
     Raises:
         ValueError: no such split, or an impossible number of objects.
     """
-    if split not in SPLITS:
-        raise ValueError(f"The world has the splits {', '.join(SPLITS)}, not {split!r}: name one of these.")
     low, high = objects
     if not MIN_THINGS <= low <= high <= MAX_THINGS:
         raise ValueError(f"A room has {MIN_THINGS} to {MAX_THINGS} objects, the lesser number first; not {objects}.")
-    key = (seed, SPLITS[split], index, low, high, _ROOM)
+    key = (seed, split_number(split), index, low, high, _ROOM)
     rng = np.random.default_rng(key)
     things: list[Furnishing] = []
     while len(things) < low:  # a room that filled up too early is drawn anew
@@ -152,12 +150,8 @@ def sample_object(split: Split, index: int, seed: int = 0, combinations: Combina
     Raises:
         ValueError: no such split, or training on what is held out.
     """
-    if split not in SPLITS:
-        raise ValueError(f"The world has the splits {', '.join(SPLITS)}, not {split!r}: name one of these.")
-    if split == "train" and combinations not in (None, "seen"):
-        raise ValueError("The training split never holds the held-out combinations of colour and class.")
-    allowed = _COMBINATIONS[combinations or ("seen" if split == "train" else "all")]
-    key = (seed, SPLITS[split], index, _SINGLE)
+    allowed = _COMBINATIONS[combinations_of(split, combinations, "colour and class")]
+    key = (seed, split_number(split), index, _SINGLE)
     rng = np.random.default_rng(key)
     colour, label = allowed[rng.integers(len(allowed))]
     size = _size(label, rng)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import cast
 
+from collimate.configurable import at_least
 from collimate.data import Sample, Source
 from collimate.data.referrals import (
     Referral,
@@ -72,6 +73,7 @@ class RoomSource(Source):
             raise ValueError(f"Objects have points, and rooms sentences; not {points} and {sentences}.")
         self.split: Split = cast(Split, split)
         self.objects = number_range(objects, int, "The number of objects")
+        at_least(0, length=length)
         self.length, self.points, self.sentences, self.seed, self.text = length, points, sentences, seed, text
         self.name = f"world-rooms:{split}?objects={objects}"
         self.room(0)  # refuses what cannot be, before training starts

@@ -10,7 +10,7 @@ anywhere, without making another first.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
@@ -125,6 +125,33 @@ class Scene:
         return np.random.default_rng((*self.key, *purpose))
 
 
+def split_number(split: str) -> int:
+    """What tells a split's random numbers from another's.
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"The world has the splits {', '.join(SPLITS)}, not {split!r}: name one of these.")
+    return SPLITS[split]
+
+
+def combinations_of(split: str, combinations: str | None, kind: str) -> Combinations:
+    """Those that a split is drawn from; by default the ones seen in training for `train`, else all.
+
+    Args:
+        kind: of what they are combinations, for the message.
+
+    Raises:
+        ValueError: they are none of the three, or training would see what is held out.
+    """
+    if combinations not in (None, "seen", "held_out", "all"):
+        raise ValueError(f"Combinations are seen, held_out or all; not {combinations!r}.")
+    if split == "train" and combinations not in (None, "seen"):
+        raise ValueError(f"The training split never holds the held-out combinations of {kind}.")
+    return cast(Combinations, combinations or ("seen" if split == "train" else "all"))
+
+
 def sample_scene(
     split: Split,
     index: int,
@@ -144,16 +171,12 @@ def sample_scene(
     Raises:
         ValueError: no such split, an impossible number of objects, or training on what is held out.
     """
-    if split not in SPLITS:
-        raise ValueError(f"The world has the splits {', '.join(SPLITS)}, not {split!r}: name one of these.")
     low, high = objects
     if not 1 <= low <= high <= MAX_OBJECTS:
         raise ValueError(f"A scene has 1 to {MAX_OBJECTS} objects, the lesser number first; not {low} to {high}.")
-    if split == "train" and combinations not in (None, "seen"):
-        raise ValueError("The training split never holds the held-out combinations of colour and shape.")
-    allowed = _COMBINATIONS[combinations or ("seen" if split == "train" else "all")]
+    allowed = _COMBINATIONS[combinations_of(split, combinations, "colour and shape")]
 
-    key = (seed, SPLITS[split], index, low, high)
+    key = (seed, split_number(split), index, low, high)
     rng = np.random.default_rng(key)
     count = int(rng.integers(low, high + 1))
     pairs = [allowed[i] for i in rng.choice(len(allowed), count, replace=False)]

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from typing import cast
 
+from collimate.configurable import at_least
 from collimate.data import Sample, Source
-from collimate_world.scene import HELD_OUT_SIZES, SHAPES, SIZES, Combinations, Scene, Split, sample_scene
+from collimate_world.scene import (
+    HELD_OUT_SIZES,
+    SHAPES,
+    SIZES,
+    Combinations,
+    Scene,
+    Split,
+    combinations_of,
+    sample_scene,
+)
 from collimate_world.sound import PITCHES, TIMBRES, Sound
 from collimate_world.sound_captions import SOUND_KINDS, SoundKind, sound_caption, sound_name
 from collimate_world.source import description, number_range
@@ -55,15 +65,11 @@ class SoundSource(Source):
     ) -> None:
         if text not in SOUND_KINDS:
             raise ValueError(f"The text of a sample is one of {', '.join(SOUND_KINDS)}; not {text!r}.")
-        if combinations not in (None, "seen", "held_out", "all"):
-            raise ValueError(f"Combinations are seen, held_out or all; not {combinations!r}.")
-        if split == "train" and combinations not in (None, "seen"):
-            raise ValueError("The training split never holds the held-out combinations of pitch and timbre.")
         self.split: Split = cast(Split, split)
-        allowed = combinations or ("seen" if split == "train" else "all")
-        self.combinations: Combinations = cast(Combinations, allowed)
+        self.combinations: Combinations = combinations_of(split, combinations, "pitch and timbre")
         self.objects = number_range(objects, int, "The number of objects")
         self.seconds = number_range(seconds, float, "The length of a clip in seconds")
+        at_least(0, length=length)
         self.length, self.rate, self.seed, self.text = length, rate, seed, cast(SoundKind, text)
         self.name = f"world-sound:{split}?objects={objects}"
         if self.objects == (1, 1):

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from jaxtyping import UInt8
 
+from collimate.configurable import at_least
 from collimate.data import Sample, Source
 from collimate_world.captions import KINDS, Kind, caption, phrase
 from collimate_world.negatives import negatives
@@ -65,13 +66,12 @@ class WorldSource(Source):
     ) -> None:
         if text not in KINDS:
             raise ValueError(f"The text of a sample is one of {', '.join(KINDS)}; not {text!r}.")
-        if combinations not in (None, "seen", "held_out", "all"):
-            raise ValueError(f"Combinations are seen, held_out or all; not {combinations!r}.")
         if not 0 <= noise_rate <= 1:
             raise ValueError(f"The noise rate is a share between 0 and 1, not {noise_rate}.")
         self.split: Split = cast(Split, split)
         self.combinations: Combinations | None = cast(Combinations | None, combinations)
         self.objects = number_range(objects, int, "The number of objects")
+        at_least(0, length=length)
         self.length, self.size, self.seed = length, size, seed
         self.text, self.noise_rate = cast(Kind, text), noise_rate
         self.masks, self.negatives = masks, negatives

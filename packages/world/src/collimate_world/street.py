@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from collimate_world.scene import SPLITS, Split
+from collimate_world.scene import Split, split_number
 
 MOUNTED = 1.73
 """Metres between the ground and the LiDAR, as on KITTI's car."""
@@ -131,12 +131,10 @@ def sample_street(split: Split, index: int, seed: int = 0, objects: tuple[int, i
     Raises:
         ValueError: no such split, or an impossible number of objects.
     """
-    if split not in SPLITS:
-        raise ValueError(f"The world has the splits {', '.join(SPLITS)}, not {split!r}: name one of these.")
     low, high = objects
     if not 1 <= low <= high <= MAX_USERS:
         raise ValueError(f"A street has 1 to {MAX_USERS} road users, the lesser number first; not {low} to {high}.")
-    key = (seed, SPLITS[split], index, low, high, _STREET)
+    key = (seed, split_number(split), index, low, high, _STREET)
     rng = np.random.default_rng(key)
     taken: list[tuple[float, float, float]] = []
     users = [each for _ in range(int(rng.integers(low, high + 1))) if (each := _user(rng, taken)) is not None]

@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Float
 
+from collimate.configurable import at_least
 from collimate.data import Sample, Source
 from collimate_world.lidar import Pattern, Scan, boxes_seen, scan, scan_flow
 from collimate_world.scene import Split
@@ -58,6 +59,7 @@ class SweepSource(Source):
             )
         self.split: Split = cast(Split, split)
         self.objects = number_range(objects, int, "The number of objects")
+        at_least(0, length=length)
         self.length, self.seed, self.pattern = length, seed, Pattern(rings, columns, view)
         self.name = f"world-sweeps:{split}?objects={objects}"
         self.street(0)  # refuses what cannot be, before training starts

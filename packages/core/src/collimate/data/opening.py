@@ -12,7 +12,6 @@ from urllib.parse import parse_qsl
 
 import yaml
 
-from collimate.configurable import at_least
 from collimate.data.folders import FolderSource
 from collimate.data.hugging_face import HuggingFaceSource
 from collimate.data.shards import ShardSource
@@ -51,9 +50,9 @@ def open_source(spec: str | os.PathLike[str] | Source, **options: Any) -> Source
         columns, where, name = (options.pop(key, None) for key in ("columns", "where", "name"))
         return TableSource(path, columns, {**(where or {}), **options}, name)
     if names_shards(path):
-        return ShardSource(path, **options)
+        return _made(ShardSource, path, options)
     if os.path.isdir(path):
-        return FolderSource(path, **options)
+        return _made(FolderSource, path, options)
     if not os.path.exists(path):
         raise FileNotFoundError(f"There is no {path!r}. Data is named as {KINDS}{_offered()}.")
     raise ValueError(f"Cannot tell what {path!r} holds. Data is named as {KINDS}{_offered()}.")
@@ -70,19 +69,19 @@ def names_shards(spec: str) -> bool:
 
 def _named(name: str, what: str, options: dict[str, Any]) -> Source:
     if name == "hf":
-        return HuggingFaceSource(what, **options)
+        return _made(HuggingFaceSource, what, options, "hf:")
     for entry in entry_points(group="collimate.sources", name=name):
-        return _made(entry.load(), name, what, options)
+        return _made(entry.load(), what, options, f"{name}:")
     raise ValueError(f"No installed package offers {name!r} sources. Data is named as {KINDS}{_offered()}.")
 
 
-def _made(kind: Callable[..., Source], name: str, what: str, options: dict[str, Any]) -> Source:
+def _made(kind: Callable[..., Source], what: str, options: dict[str, Any], name: str = "") -> Source:
+    """A source of a kind, whose options are those of its constructor."""
     parameters = inspect.signature(kind).parameters
     known = list(parameters)[1:]
     further = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())  # of a source within
     if not further and (unknown := sorted(options.keys() - known)):
-        raise ValueError(f"{name}:{what} has no option {', '.join(unknown)}; it has {', '.join(known)}.")
-    at_least(0, length=options.get("length"))
+        raise ValueError(f"{name}{what} has no option {', '.join(unknown)}; it has {', '.join(known)}.")
     return kind(what, **options)
 
 

@@ -30,6 +30,9 @@ class RunCheckpoint(ModelCheckpoint):
         every_steps: optimizer steps between two checkpoints.
         every_minutes: minutes between two checkpoints; give this or `every_steps`.
         keep: how many of the newest stay; -1 for all.
+
+    Raises:
+        ValueError: a number is too small.
     """
 
     def __init__(
