@@ -21,6 +21,18 @@ from .readers import READERS
 CLEAN = (CorruptSample, CheckpointError, ValueError, OSError)
 """What may be raised: a sample that is counted and skipped, or a message for whoever named the file."""
 
+FOUND = [
+    ("csv", [("byte", 0.0, 13)]),
+    ("las", [("head", 110, 127)]),
+    ("mp4", [("cut", 0.6875)]),
+    ("ply", [("number", 0.0625, b"4294967295")]),
+    ("pt", [("drop", 0.0, 42), ("drop", 0.0, 64)]),
+    ("wav", [("again", 0.0, 24)]),
+    ("wav", [("head", 21, 1)]),
+    ("mp3", [("head", 21, 1)]),
+]
+"""Damage by which a reader once broke."""
+
 SECONDS = 10  # of processor time, for a file of some kilobytes
 
 
@@ -62,6 +74,11 @@ def test_whole_files_are_read(name):
 @pytest.mark.parametrize("name", READERS)
 def test_damaged_files_are_read_or_refused(name):
     hunt(name, 10)
+
+
+@pytest.mark.parametrize(("name", "changes"), FOUND)
+def test_what_hunts_have_found_stays_mended(name, changes):
+    survives(name, damaged(READERS[name][0](), changes))
 
 
 @pytest.mark.slow

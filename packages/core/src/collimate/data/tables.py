@@ -185,27 +185,31 @@ class TableSource(Source):
         with open(self.path, "rb") as file:
             lines = _Counted(file)
             if self._delimiter is not None:
-                self._header = next(csv.reader(lines.text(), delimiter=self._delimiter), None)
+                self._header = self._next(lines)
             while True:
                 start = lines.consumed
-                try:
-                    if self._delimiter is None:
-                        line = next(lines, None)
-                        row = None if line is None else json.loads(_text(line)) if line.strip() else {}
-                    else:
-                        cells = next(csv.reader(lines.text(), delimiter=self._delimiter), None)
-                        row = None if cells is None else dict(zip(self._header or [], cells, strict=False))
-                except (ValueError, csv.Error) as error:
-                    raise ValueError(
-                        f"{self.path}: line {lines.count}: cannot parse it ({error}). Expected {self._form}: mend the "
-                        "line, or remove it."
-                    ) from None
+                row = self._next(lines)
+                if row is not None and self._delimiter is not None:
+                    row = dict(zip(self._header or [], row, strict=False))
                 if row is None:
                     return
                 if not isinstance(row, dict):
                     raise ValueError(f"{self.path}: line {lines.count}: expected {self._form}.")
                 if row:
                     yield row, start, lines.consumed
+
+    def _next(self, lines: _Counted) -> Any:
+        """The next line's value, or the next row's cells; None at the end."""
+        try:
+            if self._delimiter is not None:
+                return next(csv.reader(lines.text(), delimiter=self._delimiter), None)
+            line = next(lines, None)
+            return None if line is None else json.loads(_text(line)) if line.strip() else {}
+        except (ValueError, csv.Error) as error:
+            raise ValueError(
+                f"{self.path}: line {lines.count}: cannot parse it ({error}). Expected {self._form}: mend the line, or "
+                "remove it."
+            ) from None
 
     def _parse(self, data: bytes) -> dict[str, Any]:
         if self._delimiter is None:

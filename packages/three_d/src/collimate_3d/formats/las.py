@@ -18,6 +18,8 @@ from collimate_3d.points import PointCloud
 INTENSITY = 65535  # the range of its 16 bits
 RECORD, EXTENDED = 54, 60
 """Bytes of the header of a variable length record, and of an extended one."""
+COMPRESSED = 128  # the bit of LAZ in the kind of points
+DENSEST = 1000  # ours: no LAZ file has more points in a byte
 
 
 def decode_las(data: bytes) -> PointCloud:
@@ -33,7 +35,7 @@ def decode_las(data: bytes) -> PointCloud:
         import laspy
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("LAS files need laspy: install `collimate-3d[las]`.") from error
-    _check_records(data)
+    _check_counts(data)
     try:
         found = laspy.read(io.BytesIO(data))
     except Exception as error:  # laspy, lazrs and struct raise what they like on damaged files
@@ -50,11 +52,17 @@ def decode_las(data: bytes) -> PointCloud:
     return cloud_of_columns(columns)
 
 
-def _check_records(data: bytes) -> None:
-    """That the records which the header counts can lie in the file: laspy makes an empty one for each that does not."""
+def _check_counts(data: bytes) -> None:
+    """That what the header counts can lie in the file: laspy makes room for all points, and records that are not there."""
     if len(data) < 227:  # the shortest header, of versions before 1.3
         raise Undecodable("damaged LAS file", f"{len(data)} bytes, a header has 227")
     header, points, records = struct.unpack_from("<HII", data, 94)
     extended = struct.unpack_from("<I", data, 243)[0] if data[25] >= 4 and len(data) >= 247 else 0
     if header + RECORD * records > min(points, len(data)) or EXTENDED * extended > len(data):
         raise Undecodable("damaged LAS file", f"{records} and {extended} records do not fit into {len(data)} bytes")
+    kind, length, count = struct.unpack_from("<BHI", data, 104)
+    if data[25] >= 4 and len(data) >= 255:
+        count = struct.unpack_from("<Q", data, 247)[0] or count
+    most = DENSEST * len(data) if kind & COMPRESSED else (len(data) - points) // max(1, length)
+    if count > most:
+        raise Undecodable("damaged LAS file", f"{count} points of {length} bytes do not fit into {len(data)}")

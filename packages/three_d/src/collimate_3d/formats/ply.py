@@ -26,6 +26,7 @@ def decode_ply(data: bytes) -> PointCloud:
     """
     if not data.startswith(b"ply"):
         raise Undecodable("not a PLY file", f"it begins with {data[:8]!r}")
+    _check_counts(data)
     try:
         found = PlyData.read(io.BytesIO(_vertices_first(data)))
         vertices = found["vertex"]
@@ -35,6 +36,14 @@ def decode_ply(data: bytes) -> PointCloud:
         raise Undecodable("damaged PLY file", str(error)) from None
     columns = [each.name for each in vertices.properties if not isinstance(each, PlyListProperty)]
     return cloud_of_columns({name: np.asarray(vertices[name]) for name in columns})
+
+
+def _check_counts(data: bytes) -> None:
+    """That what the header counts can lie in the file: plyfile makes room for all of it first."""
+    for line in data.partition(END)[0].splitlines():
+        count = line.split()[2:3] if line.startswith(b"element ") else []
+        if count and count[0].isdigit() and int(count[0]) > len(data):
+            raise Undecodable("damaged PLY file", f"{line.decode(errors='replace')} in {len(data)} bytes")
 
 
 def _vertices_first(data: bytes) -> bytes:
