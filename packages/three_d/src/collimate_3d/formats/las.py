@@ -53,7 +53,7 @@ def decode_las(data: bytes) -> PointCloud:
 
 
 def _check_counts(data: bytes) -> None:
-    """That what the header counts can lie in the file: laspy makes room for all points, and records that are not there."""
+    """That what the header counts fits into the file: laspy makes room for all points and records, there or not."""
     if len(data) < 227:  # the shortest header, of versions before 1.3
         raise Undecodable("damaged LAS file", f"{len(data)} bytes, a header has 227")
     header, points, records = struct.unpack_from("<HII", data, 94)
