@@ -16,6 +16,7 @@ from collimate.data.preparation import TrainingPreparation
 from collimate.data.source import CorruptSample
 from collimate_audio import FilterBank
 from collimate_audio.filter_bank import MEAN, SCALE, STD, filter_bank
+from collimate_audio.reading import resampled
 
 RATE = 16_000
 
@@ -193,9 +194,22 @@ def test_channels_become_one_and_rates_one():
     torch.testing.assert_close(
         processor(encoded(np.stack([left, right], 1))), processor(np.stack([left, right])), atol=1e-4, rtol=0
     )
-    resampled = unpadded(processor((sound(rate=44_100), 44_100)))
-    assert len(resampled) == RATE
-    torch.testing.assert_close(resampled[500:-500], torch.from_numpy(sound())[500:-500], rtol=0, atol=1e-2)
+    found = unpadded(processor((sound(rate=44_100), 44_100)))
+    assert len(found) == RATE
+    torch.testing.assert_close(found[500:-500], torch.from_numpy(sound())[500:-500], rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize(("rate", "wanted"), [(8000, 16_000), (11_025, 32_000), (22_050, 48_000), (96_000, 16_000)])
+def test_usual_rates_are_resampled_exactly(rate, wanted):
+    found = torch.from_numpy(sound(rate=rate))
+    expected = torchaudio.functional.resample(found, rate, wanted)
+    torch.testing.assert_close(resampled(found, rate, wanted), expected, rtol=0, atol=0)
+
+
+def test_odd_rates_are_resampled_by_the_nearest_ratio():
+    found = resampled(torch.from_numpy(sound(rate=47_999)), 47_999, RATE)
+    assert abs(len(found) - RATE) <= 1
+    torch.testing.assert_close(found[500:15_500], torch.from_numpy(sound())[500:15_500], rtol=0, atol=0.03)
 
 
 def test_short_sounds_repeat_to_one_patch_and_long_ones_are_cut():
@@ -219,6 +233,8 @@ def test_short_sounds_repeat_to_one_patch_and_long_ones_are_cut():
         (np.zeros((1, 2, RATE), np.float32), "channels, samples"),
         (b"this is no sound at all", "no sound|needs PyAV"),
         (b"", "empty file"),
+        ((np.zeros(RATE, np.float32), 352_000_000), "352000000 samples a second; expected 100 to 400000"),
+        ((np.zeros(RATE, np.float32), 0), "0 samples a second"),
     ],
 )
 def test_bad_sounds(raw, message):

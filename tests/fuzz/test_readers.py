@@ -23,12 +23,14 @@ CLEAN = (CorruptSample, CheckpointError, ValueError, OSError)
 
 FOUND = [
     ("csv", [("byte", 0.0, 13)]),
-    ("las", [("head", 110, 127)]),
+    ("las", [("head", 103, 127)]),
     ("mp4", [("cut", 0.6875)]),
     ("ply", [("number", 0.0625, b"4294967295")]),
     ("pt", [("drop", 0.0, 42), ("drop", 0.0, 64)]),
     ("wav", [("again", 0.0, 24)]),
     ("wav", [("head", 21, 1)]),
+    ("wav", [("head", 27, 21)]),
+    ("wav", [("head", 24, 127)]),
     ("mp3", [("head", 21, 1)]),
 ]
 """Damage by which a reader once broke."""

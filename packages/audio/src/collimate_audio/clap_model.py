@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchaudio
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
@@ -33,7 +32,7 @@ from collimate.encoders.base import strides, waves
 from collimate.encoding import Encoding
 from collimate.processing import HuggingFaceTokenizer, Processor
 from collimate_audio.filter_bank import RawSound
-from collimate_audio.reading import read_sound
+from collimate_audio.reading import read_sound, resampled
 
 CONTEXT = 77  # LAION-AI/CLAP, training/data.py: the text's length in tokens
 NAMES = [
@@ -96,8 +95,7 @@ class ClapSounds(Processor):
     def __call__(self, raw: RawSound) -> Float[Tensor, "K F M"]:
         """One sound to its spectrogram in decibels, float32; errors as `collimate_audio.FilterBank` raises them."""
         sound, rate = read_sound(raw, self.sample_rate)
-        if rate != self.sample_rate:
-            sound = torchaudio.functional.resample(sound, rate, self.sample_rate)
+        sound = resampled(sound, rate, self.sample_rate)
         window = sound[: self.samples].double().numpy()
         found = self.extractor(window, sampling_rate=self.sample_rate, return_tensors="np")["input_features"]
         return torch.as_tensor(found[0], dtype=torch.float32)

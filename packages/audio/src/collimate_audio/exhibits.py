@@ -13,7 +13,7 @@ import soundfile
 from jaxtyping import Float
 
 from collimate.evaluation.modalities import Exhibit, Manner, register_evaluation
-from collimate_audio.reading import read_sound
+from collimate_audio.reading import read_sound, resampled
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -64,13 +64,11 @@ def show_sound(raw: Any) -> Exhibit:
 def spectrogram_picture(sound: Float[Any, " N"], rate: int) -> Image.Image:
     """Time to the right, pitch upwards; the loudest is bright, and what is 80 dB below it is dark."""
     import matplotlib
-    import torchaudio
     from PIL import Image
 
     from collimate_audio.filter_bank import filter_bank, frame_samples
 
-    if rate != RATE:
-        sound = torchaudio.functional.resample(sound, rate, RATE)
+    sound = resampled(sound, rate, RATE)
     window, _ = frame_samples(RATE)
     if len(sound) < window:
         sound = sound.repeat(-(-window // len(sound)))

@@ -18,13 +18,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torchaudio
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from collimate.processing import Processor
 from collimate_audio.padding import PaddingRule, checked_rule, real_pieces, real_windows
-from collimate_audio.reading import read_sound
+from collimate_audio.reading import read_sound, resampled
 
 SAMPLE_RATE = 16_000  # of all published models
 MEL_BANDS = 128  # of all published models
@@ -101,8 +100,7 @@ class FilterBank(Processor):
                 "integers, or divide it by 32768.",
                 stacklevel=2,
             )
-        if rate != self.sample_rate:
-            sound = torchaudio.functional.resample(sound, rate, self.sample_rate)
+        sound = resampled(sound, rate, self.sample_rate)
         if len(sound) < self.fewest:
             sound = sound.repeat(math.ceil(self.fewest / len(sound)))[: self.fewest]
         waveform = torch.full((self.samples,), torch.nan)

@@ -9,6 +9,7 @@ Shape legend: N samples, C channels.
 from __future__ import annotations
 
 import io
+from fractions import Fraction
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,13 @@ from collimate.data.decoding import SOUNDS, Undecodable, register_check, registe
 CONTAINERS = ("opus", "m4a", "mp4", "webm", "mkv")
 """Where sound may lie beside pictures, or in a file that soundfile may refuse; in `SOUNDS` it lies alone."""
 
+RATES = range(100, 400_001)
+"""In Hz, of sounds: the slowest sensors of vibration, and ultrasound. Damaged headers claim others."""
+
+FINEST = 1280
+"""Largest denominator of the ratio at which sounds are resampled, which is exact for all usual rates. Others, as 47,999
+to 16,000 Hz, take the nearest: the filter, which would be of gigabytes, grows with it."""
+
 register_modality("audio", *SOUNDS, *CONTAINERS)
 register_check(lambda data: read_sound(data, 0), *SOUNDS, *CONTAINERS[:2])  # the others may hold pictures alone
 
@@ -36,7 +44,7 @@ def read_sound(raw: Any, rate: int) -> tuple[Float[Tensor, " N"], int]:
         rate: of a waveform that comes without.
 
     Raises:
-        ValueError: it is empty, cut short, damaged, or holds NaN or infinity.
+        ValueError: it is empty, cut short, damaged, at a rate of no sound, or holds NaN or infinity.
         TypeError: it is none of these.
     """
     raw = getattr(raw, "raw", raw)  # the file of a video, which the decoder of videos has opened
@@ -49,6 +57,8 @@ def read_sound(raw: Any, rate: int) -> tuple[Float[Tensor, " N"], int]:
         name, waveform = "a waveform", raw
     if not isinstance(waveform, np.ndarray | Tensor):
         raise TypeError(f"Expected a path, bytes, a waveform, or a waveform and its rate; got a {type(raw).__name__}.")
+    if int(rate) not in RATES:
+        raise ValueError(f"{name}: damaged, or no sound: {rate} samples a second; expected {RATES[0]} to {RATES[-1]}.")
     return _checked(mono(torch.as_tensor(waveform)), name), int(rate)
 
 
@@ -71,6 +81,22 @@ def mono(waveform: Shaped[Tensor, "*C N"]) -> Float[Tensor, " N"]:
         middle = 0 if full.min < 0 else (full.max + 1) // 2  # unsigned bytes count from 128
         waveform = (waveform.double() - middle) / (full.max + 1 - middle)
     return waveform.float() if waveform.ndim == 1 else waveform.float().mean(0)
+
+
+def resampled(sound: Float[Tensor, " N"], rate: int, wanted: int) -> Float[Tensor, " M"]:
+    """The sound at another rate, band-limited; as it is, where the rates are equal.
+
+    Args:
+        sound: at `rate`, in Hz.
+        rate: what it was read at.
+        wanted: in Hz.
+    """
+    if rate == wanted:
+        return sound
+    from torchaudio.functional import resample
+
+    ratio = Fraction(rate, wanted).limit_denominator(FINEST)
+    return resample(sound, ratio.numerator, ratio.denominator)
 
 
 def _read_file(raw: bytes | str | PathLike[str], name: str) -> tuple[Tensor, int]:
