@@ -32,6 +32,7 @@ FOUND = [
     ("wav", [("head", 27, 21)]),
     ("wav", [("head", 24, 127)]),
     ("mp3", [("head", 21, 1)]),
+    ("mp3", [("byte", 0.0, 0), ("again", 0.0, 27), ("byte", 0.37221255666820086, 0)]),
 ]
 """Damage by which a reader once broke."""
 

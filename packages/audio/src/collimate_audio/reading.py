@@ -147,8 +147,11 @@ def _read_container(
             f"{name}: damaged, or no sound (soundfile: {refusal.error_string} PyAV: {error.strerror}); expected "
             f"{', '.join(SOUNDS)}, or a container with a track of sound"
         ) from error
-    parts = [torch.from_numpy(frame.to_ndarray()) for frame in frames if frame.samples]
-    return torch.cat(parts, 1) if parts else torch.zeros(1, 0), track.rate
+    if any(frame.sample_rate != track.rate for frame in frames):
+        raise ValueError(f"{name}: damaged: its rate changes within. Copy or download it again, or convert it.")
+    # Each for itself: the number of channels may change, in damaged files and in spliced ones.
+    parts = [torch.from_numpy(frame.to_ndarray()).mean(0) for frame in frames if frame.samples]
+    return torch.cat(parts) if parts else torch.zeros(0), track.rate
 
 
 def _checked(sound: Float[Tensor, " N"], name: str) -> Float[Tensor, " N"]:
