@@ -166,8 +166,11 @@ def naming(sample: Sample, what: str) -> Iterator[None]:
 def decode_image(data: bytes) -> Image.Image:
     """A picture whose header was read, whose pixels were not: whoever loads it may first choose a smaller scale.
 
+    Those of TIFF files are read too: what else their damage raises, later, would look like a fault of the program.
+
     Raises:
-        Undecodable: no picture, larger than `MAX_PIXELS`, smaller than `MIN_SIDE`, or longer than `MAX_ASPECT`.
+        Undecodable: no picture, a damaged one, larger than `MAX_PIXELS`, smaller than `MIN_SIDE`, or longer than
+            `MAX_ASPECT`.
     """
     try:
         image = Image.open(io.BytesIO(data))
@@ -182,6 +185,11 @@ def decode_image(data: bytes) -> Image.Image:
         raise Undecodable("decompression bomb", f"{width} x {height}, at most {MAX_PIXELS} pixels are taken")
     if min(width, height) < MIN_SIDE or max(width, height) > MAX_ASPECT * min(width, height):
         raise Undecodable("absurd image size", f"{width} x {height}")
+    if image.format == "TIFF":
+        try:
+            image.load()
+        except Exception as error:
+            raise Undecodable("damaged image", f"{type(error).__name__}: {error}") from None
     return image
 
 
