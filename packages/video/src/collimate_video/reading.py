@@ -5,6 +5,9 @@ videos of variable rate too, and from which key frame on it can be decoded. Fram
 frame before each one that is wanted, one at a time, and scaled by the decoder's own scaler, so that memory is bounded
 by one frame of the file and the clip that is made. `transcode` writes videos whose key frames lie closer together.
 
+PyAV decodes. torchcodec gives the same frames where it is asked for, by `Video(..., decoder="torchcodec")` or by the
+environment variable `COLLIMATE_VIDEO_DECODER`, and where it can be trusted; see `by_torchcodec` for what it is worth.
+
 Times are seconds from the first frame on. Rotation that a file asks for is applied; an alpha channel is dropped; more
 than 8 bits a channel become 8, and wide dynamic range is not mapped.
 
@@ -18,6 +21,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from os import PathLike, fspath
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -34,9 +38,13 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from collimate.data.decoding import IMAGES, MAX_PIXELS, Undecodable, register_decoder, register_modality
+from collimate_video import by_torchcodec
 
 VIDEOS = ("mp4", "webm", "mkv", "mov", "avi", "mpg")
 """Under which keys of a sample a video may lie; where there is none, a picture stands in for one frame."""
+
+DECODERS = ("pyav", "torchcodec")
+DECODER_VARIABLE = "COLLIMATE_VIDEO_DECODER"  # of the environment, which loading processes inherit
 
 ARRAY_RATE = 10.0  # ours, as in the world: frames a second of an array that comes without a rate
 MISSING_SECONDS, MISSING_SHARE = 0.25, 0.05  # ours: an end so much before the promised one is no rounding
@@ -116,6 +124,7 @@ class Video:
 
     Args:
         raw: the bytes of a file, or its path.
+        decoder: one of `DECODERS`; what the environment variable `COLLIMATE_VIDEO_DECODER` names, else PyAV, if None.
 
     Attributes:
         edges: see `Frames`.
@@ -125,10 +134,14 @@ class Video:
     Raises:
         Undecodable: it holds no video, no frame, larger ones than `MAX_PIXELS`, or ends before its header says so.
         FileNotFoundError: there is no such file.
+        ValueError: there is no such decoder.
     """
 
-    def __init__(self, raw: bytes | str | PathLike[str]) -> None:
+    def __init__(self, raw: bytes | str | PathLike[str], decoder: str | None = None) -> None:
         self.raw = raw
+        self.decoder = decoder or os.environ.get(DECODER_VARIABLE) or "pyav"
+        if self.decoder not in DECODERS:
+            raise ValueError(f"Videos are decoded by {' or '.join(DECODERS)}, not by {self.decoder!r}.")
         with opened(raw) as container:
             stream = video_stream(container)
             if stream.width * stream.height > MAX_PIXELS:
@@ -154,14 +167,16 @@ class Video:
         """See `Frames`."""
         places = shown_at(self.edges, times)
         wanted = sorted(set(places))
-        with opened(self.raw) as container:
-            stream = video_stream(container)
-            found: dict[int, Tensor] = {}
-            view: Framing | None = None
-            for place, frame in zip(wanted, _decoded(container, stream, self._index, wanted), strict=True):
-                if framing is not None and view is None:
-                    view = framing(*shown_size(frame))
-                found[place] = _pixels(frame, view)
+        pictures: list[Tensor] | None = None
+        if self.decoder == "torchcodec" and self._index.codec in by_torchcodec.TOLD and self._index.timed:
+            try:
+                pictures = list(_seen_by_torchcodec(self.raw, self._index, wanted, framing))
+            except by_torchcodec.Refused:
+                self.decoder = "pyav"  # what it refuses once, it refuses again
+        if pictures is None:
+            with opened(self.raw) as container:
+                pictures = list(_seen(container, video_stream(container), self._index, wanted, framing))
+        found = dict(zip(wanted, pictures, strict=True))
         return torch.stack([found[place] for place in places])
 
     def sound(self, start: float, end: float, rate: int) -> Float32[Tensor, " S"]:
@@ -204,11 +219,7 @@ class DecodedVideo:
         chosen = torch.from_numpy(self.pixels[shown_at(self.edges, times)]).permute(0, 3, 1, 2)
         if framing is None:
             return chosen.contiguous()
-        view = framing(chosen.shape[3], chosen.shape[2])
-        if chosen.shape[2:] != (view.height, view.width):
-            mode = transforms.InterpolationMode(view.interpolation)
-            chosen = transforms.resize(chosen, [view.height, view.width], mode, antialias=True)
-        return _laid(chosen, view)
+        return _resized(chosen, framing(chosen.shape[3], chosen.shape[2]))
 
 
 def decode_video(data: bytes) -> Video:
@@ -279,6 +290,10 @@ class _Index(NamedTuple):
     keys: list[tuple[int, int]]  # of key frames: when each is shown, and when it is decoded
     edges: Float64[np.ndarray, " N+1"]
     origin: float  # when the first frame is shown, in seconds of the file
+    stream: int  # its number among all of the file's
+    unit: Fraction  # the time base: seconds
+    codec: str
+    timed: bool  # whether frames come out with their own stamps, from wherever decoding begins
 
 
 @contextmanager
@@ -339,7 +354,9 @@ def _look_through(container: Any, stream: Any, raw: bytes | str | PathLike[str])
     origin = stamps[0]
     last = max(last, stamps[-1] + _usual_gap(stamps, stream))
     base = float(stream.time_base)
-    return _Index(stamps, sorted(keys), (np.array([*stamps, last]) - origin) * base, origin * base)
+    edges = (np.array([*stamps, last]) - origin) * base
+    codec, timed = stream.codec_context.codec.canonical_name, container.format.name not in UNSEEKABLE
+    return _Index(stamps, sorted(keys), edges, origin * base, stream.index, stream.time_base, codec, timed)
 
 
 def _usual_gap(stamps: list[int], stream: Any) -> int:
@@ -369,6 +386,31 @@ def _check_end(container: Any, stream: Any, raw: bytes | str | PathLike[str], en
 # Frames ---------------------------------------------------------------------------------------------------------
 
 
+def _seen(
+    container: Any, stream: Any, index: _Index, wanted: list[int], framing: Callable[[int, int], Framing] | None
+) -> Iterator[UInt8[Tensor, "3 H W"]]:
+    """The frames of these numbers, which rise, as they are seen."""
+    view: Framing | None = None
+    for frame in _decoded(container, stream, index, wanted):
+        if framing is not None and view is None:
+            view = framing(*shown_size(frame))
+        yield _pixels(frame, view)
+
+
+def _seen_by_torchcodec(
+    raw: bytes | str | PathLike[str],
+    index: _Index,
+    wanted: list[int],
+    framing: Callable[[int, int], Framing] | None,
+) -> Iterator[UInt8[Tensor, "3 H W"]]:
+    """The same, where torchcodec gives them."""
+    view: Framing | None = None
+    for pixels in by_torchcodec.decoded(raw, index.stream, index.unit, index.stamps, wanted):
+        if framing is not None and view is None:
+            view = framing(pixels.shape[2], pixels.shape[1])
+        yield _resized(pixels, view) if view else pixels
+
+
 def _decoded(container: Any, stream: Any, index: _Index, wanted: list[int]) -> Iterator[Any]:
     """The frames of these numbers, which rise; it seeks where a key frame lies between one and the next."""
     decoder = _Decoder(container, stream, index, wanted)
@@ -384,7 +426,7 @@ class _Decoder:
         self.wanted = {index.stamps[place] for place in wanted}
         self.key_stamps = [shown for shown, _ in index.keys]
         self.key = -1  # the number of the key frame from which on it decodes
-        self.seeks = container.format.name not in UNSEEKABLE
+        self.seeks = index.timed
         timeless = container.format.name == TIMELESS
         self.frames: Iterator[Any] = (
             _counted(container, stream, index) if timeless else _stamped(container, stream, self.wanted)
@@ -465,6 +507,14 @@ def upright(frame: Any, width: int, height: int, interpolation: str = "bicubic")
     scaler = _SCALERS[interpolation]
     pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=scaler, threads=1)
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))  # counter-clockwise, both
+
+
+def _resized(pixels: UInt8[Tensor, "*T 3 h w"], view: Framing) -> UInt8[Tensor, "*T 3 H W"]:
+    """Frames as they are seen, without the decoder's scaler."""
+    if pixels.shape[-2:] != (view.height, view.width):
+        mode = transforms.InterpolationMode(view.interpolation)
+        pixels = transforms.resize(pixels, [view.height, view.width], mode, antialias=True)
+    return _laid(pixels, view)
 
 
 def _laid(pixels: UInt8[Tensor, "*T 3 h w"], view: Framing) -> UInt8[Tensor, "*T 3 H W"]:
