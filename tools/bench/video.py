@@ -3,10 +3,11 @@
     uv run python -m tools.bench.video
     uv run --with decord==0.6.0 --with torchcodec==0.17.0 python -m tools.bench.video     # with both beside it
 
-Videos are made here (synthetic: a drifting texture, 640 x 360, 30 frames a second, H.264), with key frames as far
-apart as encoders put them by default, and as `collimate video transcode` puts them. Each contender reads the bytes of
-the file and gives eight frames of 224 x 224, evenly spread, on one thread. Time: medians of interleaved calls in one
-process.
+Videos are made here (synthetic: a drifting texture, 640 x 360, 30 frames a second): H.264 with key frames as far apart
+as encoders put them by default, and as `collimate video transcode` puts them; VP9 and AV1 as the web has them. Each
+contender reads the bytes of the file and gives eight frames of 224 x 224, evenly spread, on one thread. "Collimate by
+torchcodec" has torchcodec decode what Collimate asks for, H.264 too, which is otherwise left to PyAV. Time: medians of
+interleaved calls in one process.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import io
 from collections.abc import Callable
+from unittest import mock
 
 import av
 import numpy as np
@@ -21,7 +23,7 @@ import torch
 from torchvision.transforms.v2 import functional as transforms
 
 from collimate.processing import ImageProcessor
-from collimate_video import SegmentStarts, VideoProcessor, encode
+from collimate_video import SegmentStarts, VideoProcessor, by_torchcodec, encode
 from collimate_video.reading import Video, shown_at
 from tools.bench import _harness
 
@@ -36,6 +38,11 @@ except (ImportError, OSError, RuntimeError):  # it needs FFmpeg's shared librari
 
 FRAMES, SIDE, RATE, SECONDS, SIZE = 8, 224, 30, 10, (360, 640)
 OURS, ALL, DECORD, TORCHCODEC = "collimate", "decode everything", "decord", "torchcodec"
+THROUGH = "Collimate by torchcodec"
+WEB = {  # of libvpx and SVT-AV1: as fast as they encode, which decoding hardly notices
+    "vp9": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "b": "300k"}),
+    "av1": ("libsvtav1", {"preset": "12"}),
+}
 
 
 def texture() -> np.ndarray:
@@ -64,7 +71,7 @@ def by_decord(data: bytes) -> torch.Tensor:
     return transforms.center_crop(torch.from_numpy(frames).permute(0, 3, 1, 2), [SIDE])
 
 
-def by_torchcodec(data: bytes) -> torch.Tensor:
+def alone(data: bytes) -> torch.Tensor:
     """The same eight frames in their full size, by number, resized as `ImageProcessor` does pictures."""
     reader = VideoDecoder(data, num_ffmpeg_threads=1)
     chosen = np.linspace(0, len(reader), FRAMES, endpoint=False).astype(int).tolist()
@@ -74,14 +81,38 @@ def by_torchcodec(data: bytes) -> torch.Tensor:
     return transforms.center_crop(small, [SIDE])
 
 
-def compare(data: bytes, repeats: int) -> dict:
+def through_collimate(processor: VideoProcessor, data: bytes) -> torch.Tensor:
+    """The same eight frames as ours, each by torchcodec."""
+    with mock.patch.object(by_torchcodec, "TOLD", (*by_torchcodec.TOLD, "h264")):
+        video = Video(data, "torchcodec")
+        clip = processor(video)
+    assert video.decoder == "torchcodec", "it was refused"
+    return clip
+
+
+def encode_web(pictures: np.ndarray, codec: str, key_every: int) -> bytes:
+    """A video in WebM or MP4, by the fastest setting of its encoder."""
+    encoder, options = WEB[codec]
+    file = io.BytesIO()
+    with av.open(file, "w", format="webm" if codec == "vp9" else "mp4") as output:
+        stream = output.add_stream(encoder, rate=RATE, options={"g": str(key_every), **options})
+        stream.height, stream.width, stream.pix_fmt = *SIZE, "yuv420p"
+        for picture in pictures:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    return file.getvalue()
+
+
+def compare(data: bytes, codec: str, repeats: int) -> dict:
     """Milliseconds of each contender, and how many times as fast ours is."""
     processor = VideoProcessor(FRAMES, ImageProcessor(SIDE))
     calls: dict[str, Callable[[], torch.Tensor]] = {OURS: lambda: processor(data), ALL: lambda: everything(data)}
-    if decord is not None:
+    if decord is not None and codec != "av1":  # its FFmpeg is older than that
         calls[DECORD] = lambda: by_decord(data)
     if VideoDecoder is not None:
-        calls[TORCHCODEC] = lambda: by_torchcodec(data)
+        calls[TORCHCODEC] = lambda: alone(data)
+        calls[THROUGH] = lambda: through_collimate(processor, data)
     difference = float((calls[OURS]().float() - calls[ALL]().float()).abs().mean())
     taken = _harness.interleaved(calls, repeats)
     found = {f"{name} ms": 1000 * seconds for name, seconds in taken.items()}
@@ -96,12 +127,15 @@ def main() -> None:
     torch.set_num_threads(1)
     pictures = texture()
     rows = []
-    for key_every in (250, 30, 12):
-        data = encode(pictures, RATE, key_every=key_every)
-        keys = len(Video(data)._index.keys)
-        rows.append(
-            {"key frame every": key_every, "key frames": keys, "KiB": len(data) // 1024, **compare(data, repeats)}
+    for codec, key_every in (("h264", 250), ("h264", 30), ("h264", 12), ("vp9", 128), ("av1", 128)):
+        data = (
+            encode(pictures, RATE, side=min(SIZE), key_every=key_every)
+            if codec == "h264"
+            else encode_web(pictures, codec, key_every)
         )
+        keys = len(Video(data)._index.keys)
+        row = {"codec": codec, "key frame every": key_every, "key frames": keys, "KiB": len(data) // 1024}
+        rows.append({**row, **compare(data, codec, repeats)})
     _harness.report("video", rows, frames=FRAMES, side=SIDE, size=SIZE, seconds=SECONDS, repeats=repeats)
 
 
