@@ -18,8 +18,13 @@ import torch
 from PIL import Image
 
 from collimate.checkpoints.files import read_pickle, read_safetensors, write_safetensors
+from collimate.data.classes import labels_of
+from collimate.data.decoding import decode
 from collimate.data.opening import open_source
 from collimate.data.preparation import Preparation
+from collimate.data.referrals import referrals_of
+from collimate.data.regions import regions_of
+from collimate.data.scene_graphs import scene_graph_of
 from collimate.processing import ClipTokenizer, ImageProcessor
 from collimate_3d import PointProcessor
 from collimate_3d.lidar.processing import SweepProcessor
@@ -296,13 +301,25 @@ def _scenes() -> Any:
     return SceneProcessor(["chair", "table"], 8, 32)
 
 
-@reader("graph.json", lambda data: _graph(data))
+def listing(name: str, understood: Callable[[Any], Any]) -> Callable[[bytes], Any]:
+    return lambda data: understood(decode(name, data))
+
+
+@reader("graph.json", listing("graph.json", scene_graph_of))
 def graph() -> bytes:
     return json.dumps(open_source("world-rooms:test?length=1").read(0)["graph.json"]).encode()
 
 
-def _graph(data: bytes) -> Any:
-    from collimate.data.decoding import decode
-    from collimate.data.scene_graphs import scene_graph_of
+@reader("referrals.json", listing("referrals.json", referrals_of))
+def referrals() -> bytes:
+    return json.dumps(open_source("world-rooms:test?length=1").read(0)["referrals.json"]).encode()
 
-    return scene_graph_of(decode("graph.json", data))
+
+@reader("regions.json", listing("regions.json", lambda value: regions_of(value, (64, 64))))
+def regions() -> bytes:
+    return json.dumps(open_source("world:test?length=1").read(0)["regions.json"]).encode()
+
+
+@reader("labels.json", listing("labels.json", labels_of))
+def labels() -> bytes:
+    return json.dumps(["dog", "rain", 3]).encode()

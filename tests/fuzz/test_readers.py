@@ -24,6 +24,7 @@ CLEAN = (CorruptSample, CheckpointError, ValueError, OSError)
 FOUND = [
     ("csv", [("byte", 0.0, 13)]),
     ("las", [("head", 103, 127)]),
+    ("graph.json", [("number", 0.0, b"1e308"), ("number", 0.0, b"255")]),
     ("mp4", [("cut", 0.6875)]),
     ("ply", [("number", 0.0625, b"4294967295")]),
     ("pt", [("drop", 0.0, 42), ("drop", 0.0, 64)]),

@@ -197,7 +197,7 @@ def _referral(which: str, each: Any) -> Referral:
     try:
         target, anchors = int(each["target"]), tuple(int(anchor) for anchor in each.get("anchors") or ())
         words = tuple(NamedWord(*map(int, word)) for word in each.get("words") or ())
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         raise Undecodable(
             "not a referral", f"{which}: target, anchors and words hold whole numbers; got {str(each)[:80]}"
         ) from None

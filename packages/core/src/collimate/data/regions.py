@@ -145,7 +145,7 @@ def _corners(which: str, each: Mapping[str, Any]) -> Box:
     form = "box" if "box" in each else "bbox"
     try:
         a, b, c, d = map(float, each[form])
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         a = b = c = d = math.nan
     if not all(map(math.isfinite, (a, b, c, d))):
         raise Undecodable("box is no four numbers", f"{which}: {form} is {str(each[form])[:80]}")

@@ -223,7 +223,7 @@ def _object(which: str, each: Any) -> GraphObject:
         raise Undecodable("not an object", f"{which}: expected id, label, center and size; got {str(each)[:80]}")
     try:
         number = int(each["id"])
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         number = -1
     if not 0 <= number < 2**24:
         raise Undecodable("object without number", f"{which}: the id is a whole number from 0; got {each['id']!r}")
@@ -240,7 +240,7 @@ def _object(which: str, each: Any) -> GraphObject:
 def _triple(which: str, value: Any) -> Triple:
     try:
         x, y, z = map(float, value)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         x = y = z = np.nan
     if not np.isfinite([x, y, z]).all():
         raise Undecodable("box is no three numbers", f"{which} is {str(value)[:60]}")
