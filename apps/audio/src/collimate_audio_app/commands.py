@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Unpack
+
+from collimate.evaluation.options import Reading
 
 
 def tokenize(
@@ -47,12 +49,9 @@ def classify(
     data: str,
     output: str = "runs/classify",
     top: int = 5,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    device: str = "auto",
-    precision: Literal["float32", "bfloat16", "float16"] = "float32",
     limit: int | None = None,
     resamples: int = 1000,
+    **options: Unpack[Reading],
 ) -> None:
     """Tell the classes of clips by a fine-tuned model; where they have labels, tell how right that is.
 
@@ -62,10 +61,6 @@ def classify(
         data: clips, with labels or without (see `collimate data inspect`).
         output: the folder of answers.csv and, where there are labels, report.html and report.json.
         top: how many of each clip's likeliest classes the table has.
-        batch_size: clips encoded at a time.
-        num_workers: processes that read and decode; 0 reads in this one.
-        device: `auto` is the first GPU where there is one, else the CPU.
-        precision: of the encoder.
         limit: at most so many clips, spread over the data.
         resamples: of the bootstrap intervals; 0 for none, which of hundreds of classes take long.
     """
@@ -74,4 +69,4 @@ def classify(
     from collimate_audio import AudioClassifier
 
     model = AudioClassifier.from_official(checkpoint) if checkpoint.endswith(".pt") else collimate.load(checkpoint)
-    tell_classes(model, checkpoint, data, output, top, batch_size, num_workers, device, precision, limit, resamples)
+    tell_classes(model, checkpoint, data, output, top, limit, resamples, **options)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Unpack
 
 from collimate.data import CaptionChoice
+from collimate.evaluation.options import Measured
 
 
 def consistency(
@@ -13,12 +14,7 @@ def consistency(
     data: str,
     output: str = "runs/consistency",
     captions: dict[str, CaptionChoice] | None = None,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    device: str = "auto",
-    precision: Literal["float32", "bfloat16", "float16"] = "float32",
-    limit: int | None = None,
-    resamples: int = 1000,
+    **options: Unpack[Measured],
 ) -> None:
     """Show how much ALIP's gates trust each picture's text and caption, and how well they tell wrong ones.
 
@@ -27,29 +23,13 @@ def consistency(
         data: pictures with raw texts and synthetic captions (see `collimate data inspect`).
         output: the folder of report.html, report.json and weights.csv, which has every sample.
         captions: which are the `text` and the `caption` of a sample, as in a recipe's `data.captions`.
-        batch_size: samples encoded at a time.
-        num_workers: processes that read and decode; 0 reads in this one.
-        device: `auto` is the first GPU where there is one, else the CPU.
-        precision: of the encoders.
-        limit: at most so many samples, spread over the data.
-        resamples: of the bootstrap intervals.
     """
     import collimate
     from collimate.data import open_source
     from collimate.evaluation.commands import publish
     from collimate_vision_language.consistency import evaluate_consistency
 
-    found = evaluate_consistency(
-        collimate.load(checkpoint),
-        open_source(data),
-        captions,
-        batch_size,
-        num_workers,
-        device,
-        precision,
-        limit,
-        resamples,
-    )
+    found = evaluate_consistency(collimate.load(checkpoint), open_source(data), captions, **options)
     table = Path(output) / "weights.csv"
     table.parent.mkdir(parents=True, exist_ok=True)
     found.write_table(table)

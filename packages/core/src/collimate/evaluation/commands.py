@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
+
+from collimate.evaluation.options import Measured, Reading
 
 if TYPE_CHECKING:
     from collimate.evaluation.result import Result
-
-Precision = Literal["float32", "bfloat16", "float16"]
 
 
 def zero_shot(
@@ -22,13 +22,8 @@ def zero_shot(
     templates: str | list[str] | None = None,
     output: str = "runs/zero_shot",
     modality: str | None = None,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    device: str = "auto",
-    precision: Precision = "float32",
-    limit: int | None = None,
-    resamples: int = 1000,
     windows: int = 1,
+    **options: Unpack[Measured],
 ) -> None:
     """Classify labelled data by class names, without training.
 
@@ -44,12 +39,6 @@ def zero_shot(
             `imagenet` for pictures and `sound` for sounds.
         output: the folder of report.html and report.json.
         modality: what is classified; the model's first that is not text unless given.
-        batch_size: samples encoded at a time.
-        num_workers: processes that read and decode; 0 reads in this one.
-        device: `auto` is the first GPU where there is one, else the CPU.
-        precision: of the encoders.
-        limit: at most so many samples, spread over the data.
-        resamples: of the bootstrap intervals.
         windows: of samples that are longer than the encoder's input, such as sounds, the mean over so many windows,
             spread evenly; with 1 only the first is heard.
     """
@@ -58,20 +47,8 @@ def zero_shot(
     from collimate.evaluation.zero_shot import evaluate_zero_shot
 
     method, source = load_method(checkpoint), open_source(data)
-    found = (evaluate_tagging if has_several_labels(source) else evaluate_zero_shot)(
-        method,
-        source,
-        classes,
-        templates,
-        modality=modality,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        device=device,
-        precision=precision,
-        limit=limit,
-        resamples=resamples,
-        windows=windows,
-    )
+    evaluate = evaluate_tagging if has_several_labels(source) else evaluate_zero_shot
+    found = evaluate(method, source, classes, templates, modality=modality, windows=windows, **options)
     publish(found, checkpoint, output)
 
 
@@ -82,16 +59,11 @@ def retrieval(
     output: str = "runs/retrieval",
     modality: str | None = None,
     max_captions: int | None = None,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    device: str = "auto",
-    precision: Precision = "float32",
-    limit: int | None = None,
-    resamples: int = 1000,
     index: str | None = None,
     rerank: int | None = None,
     windows: int = 1,
     against: str | None = None,
+    **options: Unpack[Measured],
 ) -> None:
     """Rank samples by their captions, and captions by their samples; or two other modalities by each other.
 
@@ -104,12 +76,6 @@ def retrieval(
         output: the folder of report.html and report.json.
         modality: what is searched beside texts; the model's first that is not text unless given.
         max_captions: at most so many of each sample's captions; all unless given.
-        batch_size: samples encoded at a time.
-        num_workers: processes that read and decode; 0 reads in this one.
-        device: `auto` is the first GPU where there is one, else the CPU.
-        precision: of the encoders.
-        limit: at most so many samples, spread over the data.
-        resamples: of the bootstrap intervals.
         index: a folder in which tokens are kept, where the model's score needs them: run the same command again, and
             it goes on from what is there. A temporary folder unless given.
         rerank: rank so many of each query's best anew, by the network of the model that reads a sample and a text
@@ -122,38 +88,22 @@ def retrieval(
     from collimate.evaluation.features import other_modality
     from collimate.evaluation.retrieval import evaluate_retrieval, evaluate_retrieval_between
 
-    method = load_method(checkpoint)
+    method, source = load_method(checkpoint), open_source(data)
     if against is not None:
-        between = evaluate_retrieval_between(
-            method,
-            open_source(data),
-            modality or other_modality(method),
-            against,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            device=device,
-            precision=precision,
-            limit=limit,
-            resamples=resamples,
-        )
+        between = evaluate_retrieval_between(method, source, modality or other_modality(method), against, **options)
         publish(between, checkpoint, output)
         return
     found = evaluate_retrieval(
         method,
-        open_source(data),
+        source,
         text_prefix,
         modality,
         max_captions=max_captions,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        device=device,
-        precision=precision,
-        limit=limit,
-        resamples=resamples,
         index=index,
         identity={"checkpoint": checkpoint},
         rerank=rerank,
         windows=windows,
+        **options,
     )
     publish(found, checkpoint, output)
 
@@ -169,13 +119,10 @@ def probe(
     projected: bool = False,
     random_encoder: bool = True,
     modality: str | None = None,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    device: str = "auto",
-    precision: Precision = "float32",
     limit: int | None = None,
     seed: int = 0,
     windows: int = 1,
+    **options: Unpack[Reading],
 ) -> None:
     """Read classes from frozen features, by logistic regression and by nearest neighbours.
 
@@ -190,10 +137,6 @@ def probe(
         projected: probe the joint space instead of the encoder before its projection.
         random_encoder: also probe the same encoder with random weights, the row that training must beat.
         modality: which encoder; the model's first that is not text unless given.
-        batch_size: samples encoded at a time.
-        num_workers: processes that read and decode; 0 reads in this one.
-        device: `auto` is the first GPU where there is one, else the CPU.
-        precision: of the encoders.
         limit: at most so many samples of each, spread over the data.
         seed: of the validation split, the draws of shots and the random weights.
         windows: of samples that are longer than the encoder's input, such as sounds, the mean over so many windows,
@@ -213,13 +156,10 @@ def probe(
         projected,
         shots,
         random_encoder,
-        batch_size,
-        num_workers,
-        device,
-        precision,
-        limit,
+        limit=limit,
         seed=seed,
         windows=windows,
+        **options,
     )
     publish(found, checkpoint, output)
 
@@ -233,10 +173,7 @@ def embed(
     tokens: bool = False,
     token_precision: Literal["float32", "float16"] = "float32",
     samples_per_file: int | None = None,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    device: str = "auto",
-    precision: Precision = "float32",
+    **options: Unpack[Reading],
 ) -> None:
     """Write the embeddings of a data set as safetensors files, with the samples' names.
 
@@ -252,10 +189,6 @@ def embed(
         tokens: the tokens too, which late interaction compares; `collimate.evaluation.EmbeddingIndex` searches them.
         token_precision: of the tokens as they are written.
         samples_per_file: of each file; so many are held in memory. 10 000, or 1 000 with tokens, unless given.
-        batch_size: samples encoded at a time.
-        num_workers: processes that read and decode; 0 reads in this one.
-        device: `auto` is the first GPU where there is one, else the CPU.
-        precision: of the encoders.
     """
     import collimate
     from collimate.console import say
@@ -270,13 +203,10 @@ def embed(
         modalities,
         projected,
         samples_per_file,
-        batch_size,
-        num_workers,
-        device,
-        precision,
         identity={"checkpoint": checkpoint, "data": source.name},
         tokens=tokens,
         token_precision=token_precision,
+        **options,
     )
     say(f"Embeddings of {rows} samples: {output}/")
 
@@ -288,12 +218,7 @@ def localize(
     templates: str | list[str] = "name",
     output: str = "runs/localize",
     modality: str | None = None,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    device: str = "auto",
-    precision: Precision = "float32",
-    limit: int | None = None,
-    resamples: int = 1000,
+    **options: Unpack[Measured],
 ) -> None:
     """Point at what phrases say, and segment by class names: maps of each text over the cells of a picture.
 
@@ -306,29 +231,12 @@ def localize(
             templates with {}.
         output: the folder of report.html and report.json.
         modality: what is looked at; the model's first that is not text unless given.
-        batch_size: samples encoded at a time.
-        num_workers: processes that read and decode; 0 reads in this one.
-        device: `auto` is the first GPU where there is one, else the CPU.
-        precision: of the encoders.
-        limit: at most so many samples, spread over the data.
-        resamples: of the bootstrap intervals.
     """
     from collimate.data import open_source
     from collimate.evaluation.localization import evaluate_localization
 
-    found = evaluate_localization(
-        load_method(checkpoint),
-        open_source(data),
-        classes,
-        templates,
-        modality,
-        batch_size,
-        num_workers,
-        device,
-        precision,
-        limit,
-        resamples,
-    )
+    method, source = load_method(checkpoint), open_source(data)
+    found = evaluate_localization(method, source, classes, templates, modality, **options)
     publish(found, checkpoint, output)
 
 
@@ -338,12 +246,7 @@ def compositional(
     text_prefix: str = "",
     output: str = "runs/compositional",
     modality: str | None = None,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    device: str = "auto",
-    precision: Precision = "float32",
-    limit: int | None = None,
-    resamples: int = 1000,
+    **options: Unpack[Measured],
 ) -> None:
     """Choose between captions and hard negatives, which are nearly the same and false.
 
@@ -354,28 +257,11 @@ def compositional(
         text_prefix: put before each caption, such as "a photo of ".
         output: the folder of report.html and report.json.
         modality: what the captions are of; the model's first that is not text unless given.
-        batch_size: samples encoded at a time.
-        num_workers: processes that read and decode; 0 reads in this one.
-        device: `auto` is the first GPU where there is one, else the CPU.
-        precision: of the encoders.
-        limit: at most so many samples, spread over the data.
-        resamples: of the bootstrap intervals.
     """
     from collimate.data import open_source
     from collimate.evaluation.compositional import evaluate_compositional
 
-    found = evaluate_compositional(
-        load_method(checkpoint),
-        open_source(data),
-        text_prefix,
-        modality,
-        batch_size,
-        num_workers,
-        device,
-        precision,
-        limit,
-        resamples,
-    )
+    found = evaluate_compositional(load_method(checkpoint), open_source(data), text_prefix, modality, **options)
     publish(found, checkpoint, output)
 
 
@@ -387,12 +273,7 @@ def regions(
     by: Literal["auto", "prompts", "crops"] = "auto",
     output: str = "runs/regions",
     modality: str | None = None,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    device: str = "auto",
-    precision: Precision = "float32",
-    limit: int | None = None,
-    resamples: int = 1000,
+    **options: Unpack[Measured],
 ) -> None:
     """Name the contents of boxes, match boxes and phrases, and find the box of a phrase.
 
@@ -407,30 +288,12 @@ def regions(
             where the model has them.
         output: the folder of report.html and report.json.
         modality: what the boxes lie in; the model's first that is not text unless given.
-        batch_size: samples encoded at a time.
-        num_workers: processes that read and decode; 0 reads in this one.
-        device: `auto` is the first GPU where there is one, else the CPU.
-        precision: of the encoders.
-        limit: at most so many samples, spread over the data.
-        resamples: of the bootstrap intervals.
     """
     from collimate.data import open_source
     from collimate.evaluation.by_region import evaluate_regions
 
-    found = evaluate_regions(
-        load_method(checkpoint),
-        open_source(data),
-        classes,
-        templates,
-        by,
-        modality=modality,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        device=device,
-        precision=precision,
-        limit=limit,
-        resamples=resamples,
-    )
+    method, source = load_method(checkpoint), open_source(data)
+    found = evaluate_regions(method, source, classes, templates, by, modality=modality, **options)
     publish(found, checkpoint, output)
 
 
@@ -439,12 +302,9 @@ def classify(
     data: str,
     output: str = "runs/classify",
     top: int = 5,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    device: str = "auto",
-    precision: Precision = "float32",
     limit: int | None = None,
     resamples: int = 1000,
+    **options: Unpack[Reading],
 ) -> None:
     """Tell the classes of samples by a classifier that was trained on them; where they have labels, how right that is.
 
@@ -453,17 +313,13 @@ def classify(
         data: samples, with labels or without (see `collimate data inspect`).
         output: the folder of answers.csv and, where there are labels, report.html and report.json.
         top: how many of each sample's likeliest classes the table has.
-        batch_size: samples encoded at a time.
-        num_workers: processes that read and decode; 0 reads in this one.
-        device: `auto` is the first GPU where there is one, else the CPU.
-        precision: of the encoder.
         limit: at most so many samples, spread over the data.
         resamples: of the bootstrap intervals; 0 for none, which of hundreds of classes take long.
     """
     import collimate
 
     model = collimate.load(checkpoint)
-    tell_classes(model, checkpoint, data, output, top, batch_size, num_workers, device, precision, limit, resamples)
+    tell_classes(model, checkpoint, data, output, top, limit, resamples, **options)
 
 
 def tell_classes(
@@ -472,12 +328,9 @@ def tell_classes(
     data: str,
     output: str,
     top: int,
-    batch_size: int,
-    num_workers: int,
-    device: str,
-    precision: Precision,
     limit: int | None,
     resamples: int,
+    **options: Unpack[Reading],
 ) -> None:
     """`classify` with a model that is loaded.
 
@@ -491,7 +344,7 @@ def tell_classes(
 
     if not isinstance(model, Classifier):
         raise ValueError(f"{checkpoint} holds a {type(model).__name__}, which knows no classes: fine-tune it first.")
-    answers = answer(model, open_source(data), batch_size, num_workers, device, precision, limit)
+    answers = answer(model, open_source(data), limit=limit, **options)
     table = Path(output) / "answers.csv"
     answers.write(table, top)
     if answers.targets is None:

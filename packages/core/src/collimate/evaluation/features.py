@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import compress
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Int64, Shaped
@@ -25,10 +25,10 @@ from collimate.devices import device_named
 from collimate.encoders import Encoder
 from collimate.encoding import Encoding
 from collimate.evaluation.modalities import Exhibit, exhibit_in
+from collimate.evaluation.options import Precision
 from collimate.training import Method
 
 Model = Method | Encoder
-Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,13 @@ What is heavy is imported when they run.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Unpack
+
+from collimate.evaluation.options import Measured, Reading
 
 if TYPE_CHECKING:
     from collimate.search.index import Hit
 
-Precision = Literal["float32", "bfloat16", "float16"]
 _LONGEST = 80  # ours: characters of a caption in a table
 
 
@@ -35,10 +36,7 @@ def index(
     output: str,
     kind: str = "Flat",
     samples_per_file: int = 10_000,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    device: str = "auto",
-    precision: Precision = "float32",
+    **options: Unpack[Reading],
 ) -> None:
     """Embed data of several modalities, each by its model, and write an index of them.
 
@@ -50,30 +48,25 @@ def index(
         output: the folder of the index.
         kind: of faiss index: `Flat` is exact; others, such as `HNSW32`, are faster or smaller where there are millions.
         samples_per_file: so many are held in memory before they are written.
-        batch_size: samples encoded at a time.
-        num_workers: processes that read and decode; 0 reads in this one.
-        device: `auto` is the first GPU where there is one, else the CPU.
-        precision: of the encoders.
     """
     from collimate.console import say
     from collimate.search import open_space, write_index
     from collimate.search.index import require_faiss
 
     require_faiss()  # before the models are loaded
-    space = open_space(checkpoints, device)
+    rest: dict[str, Any] = {**options}
+    space = open_space(checkpoints, rest.pop("device", "auto"))
     parts = write_index(
         space,
         data,
         output,
         kind,
         samples_per_file,
-        batch_size,
-        num_workers,
-        precision,
         done=lambda part: say(
             f"{part.modality}: {part.samples} samples of {part.source}"
             + (f"; {part.skipped} more are corrupt or lack it, and were left out" if part.skipped else "")
         ),
+        **rest,
     )
     say(f"Index of {sum(part.samples for part in parts)} samples: {output}/")
 
@@ -118,12 +111,7 @@ def retrieval(
     checkpoints: list[str],
     data: dict[str, str],
     output: str = "runs/join",
-    batch_size: int = 64,
-    num_workers: int = 0,
-    device: str = "auto",
-    precision: Precision = "float32",
-    limit: int | None = None,
-    resamples: int = 1000,
+    **options: Unpack[Measured],
 ) -> None:
     """Rank one modality by another, encoded by models that never met in training; recalls beside their chance.
 
@@ -131,12 +119,6 @@ def retrieval(
         checkpoints: the model folders; they must share a space (see `collimate search check`).
         data: two modalities with their data, whose samples at one place are of one scene, one patient, ...
         output: the folder of report.html and report.json.
-        batch_size: samples encoded at a time.
-        num_workers: processes that read and decode; 0 reads in this one.
-        device: `auto` is the first GPU where there is one, else the CPU.
-        precision: of the encoders.
-        limit: at most so many samples, spread over the data.
-        resamples: of the bootstrap intervals.
     """
     from collimate.data import open_source
     from collimate.evaluation.commands import publish
@@ -146,16 +128,9 @@ def retrieval(
         raise ValueError(f"Two modalities are ranked by each other, not {len(data)}.")
     opened = {source: open_source(source) for source in data.values()}
     one, other = ((modality, opened[source]) for modality, source in data.items())
-    found = evaluate_between_models(
-        open_space(checkpoints, device),
-        one,
-        other,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        precision=precision,
-        limit=limit,
-        resamples=resamples,
-    )
+    rest: dict[str, Any] = {**options}
+    space = open_space(checkpoints, rest.pop("device", "auto"))
+    found = evaluate_between_models(space, one, other, **rest)
     publish(found, " and ".join(checkpoints), output)
 
 
