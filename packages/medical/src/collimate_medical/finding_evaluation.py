@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,7 @@ from collimate.evaluation.features import (
 )
 from collimate.evaluation.label_result import LabelsResult, judge_labels
 from collimate.evaluation.modalities import Exhibit
+from collimate.evaluation.options import Reading
 from collimate.evaluation.report import Report
 from collimate.evaluation.zero_shot import class_scores
 from collimate.training import Method
@@ -167,12 +168,9 @@ def zero_shot(
     modality: str | None = None,
     uncertain: Literal["ignore", "zeros", "ones"] = "ignore",
     blank: Literal["zeros", "ignore"] = "zeros",
-    batch_size: int = 64,
-    num_workers: int = 0,
-    device: str = "auto",
-    precision: Literal["float32", "bfloat16", "float16"] = "float32",
     limit: int | None = None,
     resamples: int = 1000,
+    **options: Unpack[Reading],
 ) -> None:
     """Tell findings of X-rays or of ECGs by texts, without training; areas under the curve with intervals by patient.
 
@@ -186,10 +184,6 @@ def zero_shot(
         modality: `xray` or `ecg`; the model's first that is not text unless given. What lacks it is left out.
         uncertain: uncertain findings (-1) are left out (`ignore`), absent or present.
         blank: findings that are not mentioned are absent (`zeros`) or not known (`ignore`).
-        batch_size: samples encoded at a time.
-        num_workers: processes that read and decode; 0 reads in this one.
-        device: `auto` is the first GPU where there is one, else the CPU.
-        precision: of the encoders.
         limit: at most so many samples, spread over the data.
         resamples: of the intervals, which draw patients.
     """
@@ -203,11 +197,8 @@ def zero_shot(
         modality,
         uncertain,
         blank,
-        batch_size,
-        num_workers,
-        device,
-        precision,
-        limit,
-        resamples,
+        limit=limit,
+        resamples=resamples,
+        **options,
     )
     publish(found, checkpoint, output)

@@ -9,7 +9,7 @@ Shape legend: N training samples, M test samples, C findings, K grades.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from jaxtyping import Float, Int64
@@ -18,7 +18,7 @@ from torch import Tensor
 from collimate.data import Source
 from collimate.encoders import Encoder
 from collimate.evaluation.bootstrap import confidence_intervals, evaluate
-from collimate.evaluation.features import Features, Model, Precision, encoder_of, extract, modality_of, other_modality
+from collimate.evaluation.features import Features, Model, encoder_of, extract, modality_of, other_modality
 from collimate.evaluation.label_probes import (
     SharesResult,
     judge_shares,
@@ -26,6 +26,7 @@ from collimate.evaluation.label_probes import (
     percent,
     rows_of_share,
 )
+from collimate.evaluation.options import Reading
 from collimate.evaluation.ordinal import ordinal_statistic
 from collimate.evaluation.probes import PENALTIES, LinearProbe, randomized
 from collimate.evaluation.result import Result
@@ -52,13 +53,10 @@ def evaluate_shares(
     modality: str | None = None,
     random_encoder: bool = True,
     supervised_steps: int = SUPERVISED_STEPS,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    device: str = "auto",
-    precision: Precision = "float32",
     limit: int | None = None,
     resamples: int = 1000,
     seed: int = 0,
+    **options: Unpack[Reading],
 ) -> SharesResult:
     """Areas of linear probes on shares of the labelled patients.
 
@@ -75,9 +73,10 @@ def evaluate_shares(
         random_encoder: probe the same encoder with random weights too.
         supervised_steps: of an encoder of the same kind that is taught the labels of each share from random weights;
             0 for none.
-        batch_size, num_workers, device, precision, limit: as for `collimate.evaluation.evaluate_probe`.
+        limit: at most so many samples of each, spread over the data.
         resamples: of the bootstrap intervals.
         seed: of shares, splits and random weights.
+        options: batch_size, num_workers, device, precision; as for `collimate.evaluation.extract`.
 
     Returns:
         `auroc@1%`, `average_precision@1%`, `random/auroc@1%`, `supervised/auroc@1%`, `above random/auroc@1%` and so on.
@@ -90,14 +89,8 @@ def evaluate_shares(
         raise ValueError("A probe of two classes cannot take the policy multiclass: choose another.")
     modality, encoder = _probed(model, modality)
     train, test = Having(train, modality), Having(test, modality)
-    options: dict[str, Any] = {
-        "batch_size": batch_size,
-        "num_workers": num_workers,
-        "device": device,
-        "precision": precision,
-    }
-    fitted, said, groups = _read(encoder, train, modality, limit, options)
-    tested, test_said, test_groups = _read(encoder, test, modality, limit, options)
+    fitted, said, groups = _read(encoder, train, modality, limit, **options)
+    tested, test_said, test_groups = _read(encoder, test, modality, limit, **options)
     _check_apart(fitted, tested, train, test)
     names = list(findings or _common(names_in(said, train), names_in(test_said, test)))
     labels = label_targets(said, names, uncertain, blank, seed=seed)
@@ -107,7 +100,7 @@ def evaluate_shares(
     pairs = {
         row: (fitted, tested)
         if not row
-        else tuple(_features(each, source, modality, limit, options) for source in (train, test))
+        else tuple(_features(each, source, modality, limit, **options) for source in (train, test))
         for row, each in encoders.items()
     }
     scores: dict[float, dict[str, Tensor]] = {}
@@ -131,9 +124,9 @@ def evaluate_shares(
                 test,
                 modality,
                 supervised_steps,
-                **options,
                 limit=limit,
                 seed=seed,
+                **options,
             )
     protocol = {
         **tested.settings,
@@ -155,13 +148,10 @@ def evaluate_severity(
     column: str = "severity",
     modality: str | None = None,
     random_encoder: bool = True,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    device: str = "auto",
-    precision: Precision = "float32",
     limit: int | None = None,
     resamples: int = 1000,
     seed: int = 0,
+    **options: Unpack[Reading],
 ) -> Result:
     """How well grades, such as an edema's from 0 to 3, are read from a frozen encoder by multinomial regression.
 
@@ -170,8 +160,7 @@ def evaluate_severity(
         train: samples whose `json` has the grade; those without it, or without the modality, are left out.
         test: others, of other patients.
         column: where the grade stands, a whole number from 0.
-        modality, random_encoder, batch_size, num_workers, device, precision, limit, resamples, seed: as for
-            `evaluate_shares`.
+        modality, random_encoder, limit, resamples, seed, options: as for `evaluate_shares`.
 
     Returns:
         of `collimate.evaluation.ordinal.ordinal_statistic`, and the same of `random/`.
@@ -181,12 +170,6 @@ def evaluate_severity(
     """
     modality, encoder = _probed(model, modality)
     train, test = Having(train, modality), Having(test, modality)
-    options: dict[str, Any] = {
-        "batch_size": batch_size,
-        "num_workers": num_workers,
-        "device": device,
-        "precision": precision,
-    }
     patients = keys_of(test).patients
     also = ["json"] if patients in (None, "json") else ["json", patients]
     metrics: dict[str, float] = {}
@@ -194,7 +177,7 @@ def evaluate_severity(
     protocol: dict[str, Any] = {}
     for row, each in {"": encoder, **({"random/": randomized(encoder, seed)} if random_encoder else {})}.items():
         fitted, tested = (
-            extract(each, source, [modality], also, False, **options, limit=limit) for source in (train, test)
+            extract(each, source, [modality], also, False, limit=limit, **options) for source in (train, test)
         )
         if not row:
             _check_apart(fitted, tested, train, test)
@@ -230,13 +213,10 @@ def probe_shares(
     modality: str | None = None,
     random_encoder: bool = True,
     supervised_steps: int = SUPERVISED_STEPS,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    device: str = "auto",
-    precision: Precision = "float32",
     limit: int | None = None,
     resamples: int = 1000,
     seed: int = 0,
+    **options: Unpack[Reading],
 ) -> None:
     """Read findings from a frozen encoder with 1, 10 and 100 % of the labelled patients.
 
@@ -252,10 +232,6 @@ def probe_shares(
         modality: which encoder; the model's first that is not text unless given.
         random_encoder: also probe the same encoder with random weights, the row that training must beat.
         supervised_steps: of the same encoder taught from random weights on each share; 0 for none.
-        batch_size: samples encoded at a time.
-        num_workers: processes that read and decode; 0 reads in this one.
-        device: `auto` is the first GPU where there is one, else the CPU.
-        precision: of the encoders.
         limit: at most so many samples of each, spread over the data.
         resamples: of the intervals, which draw patients.
         seed: of shares, splits and random weights.
@@ -275,13 +251,10 @@ def probe_shares(
         modality,
         random_encoder,
         supervised_steps,
-        batch_size,
-        num_workers,
-        device,
-        precision,
         limit,
         resamples,
         seed,
+        **options,
     )
     publish(found, checkpoint, output)
 
@@ -294,13 +267,10 @@ def probe_severity(
     output: str = "runs/probe_severity",
     modality: str | None = None,
     random_encoder: bool = True,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    device: str = "auto",
-    precision: Precision = "float32",
     limit: int | None = None,
     resamples: int = 1000,
     seed: int = 0,
+    **options: Unpack[Reading],
 ) -> None:
     """Read grades of severity, such as an edema's from 0 to 3, from a frozen encoder.
 
@@ -312,10 +282,6 @@ def probe_severity(
         output: the folder of report.html and report.json.
         modality: which encoder; the model's first that is not text unless given.
         random_encoder: also probe the same encoder with random weights, the row that training must beat.
-        batch_size: samples encoded at a time.
-        num_workers: processes that read and decode; 0 reads in this one.
-        device: `auto` is the first GPU where there is one, else the CPU.
-        precision: of the encoders.
         limit: at most so many samples of each, spread over the data.
         resamples: of the intervals, which draw patients.
         seed: of the random weights.
@@ -331,13 +297,10 @@ def probe_severity(
         column,
         modality,
         random_encoder,
-        batch_size,
-        num_workers,
-        device,
-        precision,
         limit,
         resamples,
         seed,
+        **options,
     )
     publish(found, checkpoint, output)
 
@@ -350,20 +313,22 @@ def _probed(model: Model, modality: str | None) -> tuple[str, Encoder]:
     return modality, encoder_of(model, modality)
 
 
-def _features(encoder: Encoder, source: Source, modality: str, limit: int | None, options: dict[str, Any]) -> Features:
+def _features(
+    encoder: Encoder, source: Source, modality: str, limit: int | None, **options: Unpack[Reading]
+) -> Features:
     keys = keys_of(source)
     if keys.findings is None:
         raise ValueError(f"{source.name}: samples say nothing of findings: `labels.json`, or `findings` in `json`.")
-    return extract(encoder, source, [modality], keys.all, False, **options, limit=limit)
+    return extract(encoder, source, [modality], keys.all, False, limit=limit, **options)
 
 
 def _read(
-    encoder: Encoder, source: Source, modality: str, limit: int | None, options: dict[str, Any]
+    encoder: Encoder, source: Source, modality: str, limit: int | None, **options: Unpack[Reading]
 ) -> tuple[Features, list[Any], Int64[Tensor, " N"]]:
     """Features, findings and patients."""
     from collimate.data.source import class_names
 
-    found, keys = _features(encoder, source, modality, limit, options), keys_of(source)
+    found, keys = _features(encoder, source, modality, limit, **options), keys_of(source)
     said = findings_of(found.extras[keys.findings or ""], class_names(source))
     return found, said, patients_of(found.extras, keys.patients, len(found))
 

@@ -25,7 +25,7 @@ from collimate.devices import device_named
 from collimate.encoders import Encoder
 from collimate.encoding import Encoding
 from collimate.evaluation.modalities import Exhibit, exhibit_in
-from collimate.evaluation.options import Precision
+from collimate.evaluation.options import Precision as Precision
 from collimate.training import Method
 
 Model = Method | Encoder
