@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
-Precision = Literal["float32", "bfloat16", "float16"]
+from collimate.evaluation.options import Measured
+
+
+class SceneOptions(Measured, total=False):
+    """The options of `Measured`, of scenes.
+
+    Args:
+        batch_size: scenes at a time, or objects where they are classified; 16 scenes or 256 objects unless given.
+        num_workers: processes that read and decode; 0, the default, reads in this one.
+        device: `auto`, the default, is the first GPU where there is one, else the CPU.
+        precision: of the networks; float32 unless given.
+        limit: at most so many scenes, or objects where they are classified, spread over the data; all unless given.
+        resamples: of the bootstrap intervals; 1000 unless given.
+    """
 
 
 def ground(
@@ -12,12 +25,7 @@ def ground(
     data: str,
     boxes: Literal["ground truth", "predicted"] = "ground truth",
     output: str = "runs/grounding",
-    batch_size: int = 16,
-    num_workers: int = 0,
-    device: str = "auto",
-    precision: Precision = "float32",
-    limit: int | None = None,
-    resamples: int = 1000,
+    **options: Unpack[SceneOptions],
 ) -> None:
     """Find the object that each sentence of each scene means.
 
@@ -26,20 +34,12 @@ def ground(
         data: scenes with sentences: shards, `world-rooms:test`, ...
         boxes: whether objects are the annotated ones, or predicted ones, of which overlaps are reported.
         output: the folder of report.html and report.json.
-        batch_size: scenes at a time.
-        num_workers: processes that read and decode; 0 reads in this one.
-        device: `auto` is the first GPU where there is one, else the CPU.
-        precision: of the networks.
-        limit: at most so many scenes, spread over the data.
-        resamples: of the bootstrap intervals.
     """
     from collimate.data import open_source
     from collimate.evaluation.commands import publish
     from collimate_3d.evaluation.grounding import evaluate_grounding
 
-    found = evaluate_grounding(
-        _method(checkpoint), open_source(data), boxes, batch_size, num_workers, device, precision, limit, resamples
-    )
+    found = evaluate_grounding(_method(checkpoint), open_source(data), boxes, **options)
     publish(found, checkpoint, output)
 
 
@@ -49,12 +49,7 @@ def classify_objects(
     classes: str | list[str] | None = None,
     templates: str | list[str] | None = None,
     output: str = "runs/objects",
-    batch_size: int = 256,
-    num_workers: int = 0,
-    device: str = "auto",
-    precision: Precision = "float32",
-    limit: int | None = None,
-    resamples: int = 1000,
+    **options: Unpack[SceneOptions],
 ) -> None:
     """Name the objects of scenes by the words of their classes, without training.
 
@@ -64,28 +59,14 @@ def classify_objects(
         classes: names, or a file of them; those that the model's scenes have unless given.
         templates: what names are put into, such as `the {}`; the name alone unless given.
         output: the folder of report.html and report.json.
-        batch_size: objects at a time.
-        num_workers: processes that read and decode; 0 reads in this one.
-        device: `auto` is the first GPU where there is one, else the CPU.
-        precision: of the networks.
-        limit: at most so many objects, spread over the data.
-        resamples: of the bootstrap intervals.
     """
     from collimate.data import open_source
     from collimate.evaluation.commands import publish
     from collimate_3d.evaluation.objects import evaluate_objects
 
+    # Objects are small: more of them than of scenes go through the networks at a time.
     found = evaluate_objects(
-        _method(checkpoint),
-        open_source(data),
-        classes,
-        templates,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        device=device,
-        precision=precision,
-        limit=limit,
-        resamples=resamples,
+        _method(checkpoint), open_source(data), classes, templates, **{"batch_size": 256, **options}
     )
     publish(found, checkpoint, output)
 
@@ -96,13 +77,8 @@ def relationships(
     data: str,
     output: str = "runs/relationships",
     train_pairs: int = 20_000,
-    batch_size: int = 16,
-    num_workers: int = 0,
-    device: str = "auto",
-    precision: Precision = "float32",
-    limit: int | None = None,
-    resamples: int = 1000,
     seed: int = 0,
+    **options: Unpack[SceneOptions],
 ) -> None:
     """Read the relations of scenes' objects from frozen features, by a linear probe, with 3DSSG's measures.
 
@@ -112,12 +88,6 @@ def relationships(
         data: scenes with graphs to test on: shards, `world-rooms:test`, ...
         output: the folder of report.html and report.json.
         train_pairs: of objects that are fitted, at most, drawn from all scenes.
-        batch_size: scenes at a time.
-        num_workers: processes that read and decode; 0 reads in this one.
-        device: `auto` is the first GPU where there is one, else the CPU.
-        precision: of the networks.
-        limit: at most so many scenes of each, spread over the data.
-        resamples: of the bootstrap intervals.
         seed: of the random weights, the pairs that are drawn, and the scenes that choose the penalty.
     """
     from collimate.data import open_source
@@ -129,13 +99,8 @@ def relationships(
         open_source(train),
         open_source(data),
         train_pairs,
-        batch_size,
-        num_workers,
-        device,
-        precision,
-        limit,
-        resamples,
-        seed,
+        seed=seed,
+        **options,
     )
     publish(found, checkpoint, output)
 
