@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Bool
@@ -16,8 +16,9 @@ from torch import Tensor
 from collimate.data import Source
 from collimate.data.source import CorruptSample
 from collimate.evaluation.bootstrap import confidence_intervals, evaluate
-from collimate.evaluation.features import Features, Precision, exhibit_of, extract, is_cosine, other_modality
+from collimate.evaluation.features import Features, exhibit_of, other_modality
 from collimate.evaluation.metrics import average_precision, multilabel_statistic
+from collimate.evaluation.options import Reading
 from collimate.evaluation.report import Report
 from collimate.evaluation.result import Result, number
 from collimate.evaluation.zero_shot import scored
@@ -43,33 +44,25 @@ def evaluate_tagging(
     classes: str | Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     templates: str | Sequence[str] | None = None,
     modality: str | None = None,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    device: str = "auto",
-    precision: Precision = "float32",
     limit: int | None = None,
     resamples: int = 1000,
     windows: int = 1,
+    **options: Unpack[Reading],
 ) -> TaggingResult:
     """Average precision of the samples' similarities with each class (AudioSet, FSD50K, ...).
 
     Args:
         method: a method that encodes text and something else.
         data: samples with `labels.json`, or features extracted with `also=["labels.json"]`.
-        classes, templates, modality, batch_size, num_workers, device, precision, limit, resamples, windows: as for
-            `evaluate_zero_shot`.
+        classes, templates, modality, limit, resamples, windows: as for `evaluate_zero_shot`.
+        options: batch_size, num_workers, device, precision; as for it, too.
 
     Raises:
         ValueError: the classes are not known, or a label is none of them.
     """
     modality = modality or other_modality(method)
-    if not isinstance(data, Features):
-        tokens = not is_cosine(method)
-        data = extract(
-            method, data, [modality], [LABELS], tokens, batch_size, num_workers, device, precision, limit, windows
-        )
-    found = scored(method, data, modality, classes, templates, device, precision)
-    labels = indicators(data.extras[LABELS], found.names)
+    found = scored(method, data, LABELS, modality, classes, templates, limit, windows, **options)
+    labels = indicators(found.features.extras[LABELS], found.names)
     statistic = multilabel_statistic(found.scores, labels)
     protocol = {
         **found.protocol,
@@ -79,7 +72,7 @@ def evaluate_tagging(
     metrics = evaluate(statistic, len(labels))
     intervals = confidence_intervals(statistic, len(labels), resamples=resamples)
     return TaggingResult(
-        "Zero-shot tagging", metrics, intervals, protocol, found.scores, labels, found.names, data, modality
+        "Zero-shot tagging", metrics, intervals, protocol, found.scores, labels, found.names, found.features, modality
     )
 
 

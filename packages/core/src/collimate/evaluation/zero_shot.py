@@ -127,13 +127,10 @@ def evaluate_zero_shot(
         ValueError: the classes are not known, or a label is none of them.
     """
     modality = modality or other_modality(method)
-    if not isinstance(data, Features):
-        tokens = not is_cosine(method)
-        data = extract(
-            method, data, [modality], ["label"], tokens, batch_size, num_workers, device, precision, limit, windows
-        )
-    found = scored(method, data, modality, classes, templates, device, precision)
-    labels = data.extras["label"]
+    found = scored(
+        method, data, "label", modality, classes, templates, limit, windows, batch_size, num_workers, device, precision
+    )
+    labels = found.features.extras["label"]
     protocol = {
         **found.protocol,
         "intervals": f"95 %, {resamples} bootstrap resamples of {'samples' if groups is None else 'groups'}",
@@ -143,14 +140,16 @@ def evaluate_zero_shot(
         statistic = joined(statistic, ranking_statistic(found.scores, labels))
     metrics = evaluate(statistic, len(labels))
     intervals = confidence_intervals(statistic, len(labels), groups, resamples=resamples)
+    title = "Zero-shot classification"
     return ClassificationResult(
-        "Zero-shot classification", metrics, intervals, protocol, found.scores, labels, found.names, data, modality
+        title, metrics, intervals, protocol, found.scores, labels, found.names, found.features, modality
     )
 
 
 class Scored(NamedTuple):
-    """The score of each class for each sample, the classes' names, and how the scores came about."""
+    """The samples, the score of each class for each, the classes' names, and how the scores came about."""
 
+    features: Features
     scores: Float[Tensor, "N C"]
     names: list[str]
     protocol: dict[str, Any]
@@ -158,26 +157,36 @@ class Scored(NamedTuple):
 
 def scored(
     method: Method,
-    data: Features,
+    data: Source | Features,
+    key: str,
     modality: str,
     classes: str | Sequence[str] | Mapping[str, Sequence[str]] | None,
     templates: str | Sequence[str] | None,
+    limit: int | None = None,
+    windows: int = 1,
+    batch_size: int = 64,
+    num_workers: int = 0,
     device: str = "auto",
     precision: Precision = "float32",
 ) -> Scored:
-    """The scores of all classes for encoded samples; arguments as for `evaluate_zero_shot`."""
+    """The scores of all classes for samples, and what these have under `key`; the rest as for `evaluate_zero_shot`."""
+    tokens = not is_cosine(method)
+    if not isinstance(data, Features):
+        data = extract(
+            method, data, [modality], [key], tokens, batch_size, num_workers, device, precision, limit, windows
+        )
     known = class_names(data.source) if data.source is not None else None
     manner = manner_of(modality)
     own = getattr(data.source, "templates", None)
     texts = prompts(classes, templates or own or manner.templates, known, manner.spaced_names)
     flat = [text for several in texts.values() for text in several]
     owner = [place for place, several in enumerate(texts.values()) for _ in several]
-    encoded = encode_all(method, "text", flat, not is_cosine(method), device=device, precision=precision)
+    encoded = encode_all(method, "text", flat, tokens, device=device, precision=precision)
     scores = class_scores(method, data.encodings[modality], encoded, owner, len(texts))
     protocol = {
         **data.settings,
         "classes": len(texts),
         "prompts": f"{len(flat)}, such as {flat[0]!r}",
-        "ensemble": "mean of embeddings" if is_cosine(method) else "mean of similarities",
+        "ensemble": "mean of similarities" if tokens else "mean of embeddings",
     }
-    return Scored(scores, list(texts), protocol)
+    return Scored(data, scores, list(texts), protocol)
