@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from collimate.data import Augmentation, ClipShape
-from collimate.data.transforms import random_box
+from collimate.data.transforms import rand_augment_operations, random_box
 from collimate_video.processor import VideoProcessor
 from collimate_video.reading import Framing, RawVideo, open_video
 from collimate_video.sampling import HalfDraws, Sampler
@@ -127,20 +127,7 @@ class ClipRandAugment(v2.RandAugment):
     torchvision's RandAugment lacks, is `VideoAugmentation.horizontal_flip`.
     """
 
-    _AUGMENTATION_SPACE = {  # noqa: RUF012 - torchvision's own way of choosing the operations
-        name: v2.RandAugment._AUGMENTATION_SPACE[name]
-        for name in (
-            "Identity",
-            "Contrast",
-            "Brightness",
-            "Sharpness",
-            "ShearX",
-            "ShearY",
-            "TranslateX",
-            "TranslateY",
-            "Rotate",
-        )
-    }
+    _AUGMENTATION_SPACE = rand_augment_operations("Contrast")
 
     def __init__(self, num_ops: int = 2, magnitude: int = 5, num_magnitude_bins: int = 11) -> None:
         super().__init__(num_ops, magnitude, num_magnitude_bins)

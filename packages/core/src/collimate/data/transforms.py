@@ -125,24 +125,20 @@ class StrongImageAugmentation(ImageAugmentation):
         )
 
 
+def rand_augment_operations(*names: str) -> dict[str, Any]:
+    """Some of the operations of torchvision's RandAugment: these, and those that change neither colour nor contrast.
+
+    A subclass of RandAugment sets them as its `_AUGMENTATION_SPACE`, torchvision's own way of choosing them.
+    """
+    moving = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
+    chosen = ("Identity", *names, "Brightness", "Sharpness", *moving)  # their order decides what a seed draws
+    return {name: v2.RandAugment._AUGMENTATION_SPACE[name] for name in chosen}
+
+
 class SpatialRandAugment(v2.RandAugment):
     """torchvision's RandAugment without the operations on colour and contrast, whose names captions hold."""
 
-    _AUGMENTATION_SPACE = {  # noqa: RUF012 - torchvision's own way of choosing the operations
-        name: v2.RandAugment._AUGMENTATION_SPACE[name]
-        for name in (
-            "Identity",
-            "AutoContrast",
-            "Equalize",
-            "Brightness",
-            "Sharpness",
-            "ShearX",
-            "ShearY",
-            "TranslateX",
-            "TranslateY",
-            "Rotate",
-        )
-    }
+    _AUGMENTATION_SPACE = rand_augment_operations("AutoContrast", "Equalize")
 
 
 def random_box(width: int, height: int, scale: Sequence[float], ratio: Sequence[float]) -> Crop:
