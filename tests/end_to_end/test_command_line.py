@@ -5,6 +5,9 @@ import sys
 
 import pytest
 
+from collimate.app import GROUPS, installed_apps
+from collimate.cli import top_parser
+
 LIGHT = """
 import sys
 from collimate.cli import main
@@ -26,6 +29,20 @@ def test_help_and_list_import_no_torch(arguments: list[str]):
     done = subprocess.run([sys.executable, "-c", LIGHT.format(arguments=arguments)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "collimate" in done.stdout or "CLIP" in done.stdout
+
+
+def test_every_app_and_group_has_help(capsys, monkeypatch):
+    """Summaries may hold what argparse would take for a format, such as a percent sign."""
+    monkeypatch.setenv("COLUMNS", "200")  # lines may be broken at hyphens
+    apps = installed_apps()
+    parser = top_parser(apps)
+    for name in [*apps, *GROUPS]:
+        with pytest.raises(SystemExit) as end:
+            parser.parse_args([name, "--help"])
+        assert not end.value.code
+        verbs = apps[name].all_verbs if name in apps else GROUPS[name][1]
+        told = " ".join(capsys.readouterr().out.split())
+        assert [verb.summary for verb in verbs.values() if verb.summary not in told] == []
 
 
 def test_importing_collimate_imports_nothing_heavy():

@@ -62,11 +62,12 @@ def top_parser(apps: Mapping[str, App]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"collimate {__version__}")
     groups = parser.add_subparsers(dest="group", metavar="<app or command>")
     for app in apps.values():
-        _add_verbs(groups.add_parser(app.name, help=app.summary, description=app.summary), app.all_verbs)
+        summary = _plain(app.summary)
+        _add_verbs(groups.add_parser(app.name, help=summary, description=summary), app.all_verbs)
     for name, (summary, verbs) in GROUPS.items():
-        _add_verbs(groups.add_parser(name, help=summary), verbs)
+        _add_verbs(groups.add_parser(name, help=_plain(summary)), verbs)
     for name, verb in TOP_VERBS.items():
-        groups.add_parser(name, help=verb.summary, add_help=False)
+        groups.add_parser(name, help=_plain(verb.summary), add_help=False)
     completion = groups.add_parser("completion", help="print a shell completion script")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     return parser
@@ -75,7 +76,12 @@ def top_parser(apps: Mapping[str, App]) -> argparse.ArgumentParser:
 def _add_verbs(parser: argparse.ArgumentParser, verbs: Mapping[str, Verb]) -> None:
     subparsers = parser.add_subparsers(dest="verb", metavar="<verb>")
     for name, verb in verbs.items():
-        subparsers.add_parser(name, help=verb.summary, add_help=False)
+        subparsers.add_parser(name, help=_plain(verb.summary), add_help=False)
+
+
+def _plain(text: str) -> str:
+    """Text whose percent signs argparse leaves alone."""
+    return text.replace("%", "%%")
 
 
 def _guarded(verb: Verb, arguments: list[str], program: str, app: App | None) -> None:
