@@ -11,12 +11,14 @@ import json
 import logging
 import os
 import platform
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import joblib
@@ -28,7 +30,7 @@ from scipy import stats
 from collimate.data import CaptionChoice, DataModule, Sample, Source
 from collimate.data.plan import BatchSchedule
 from collimate.encoders import OpenClipTextEncoder, TimmImageEncoder
-from collimate.processing import ClipTokenizer, ImageProcessor
+from collimate.processing import ClipTokenizer, HuggingFaceTokenizer, ImageProcessor
 from collimate.training import Method, Optimization
 from collimate.training.optimization import Schedule
 
@@ -165,6 +167,17 @@ def train(
     return method.eval()
 
 
+def whole_words(texts: Sequence[str], context_length: int) -> HuggingFaceTokenizer:
+    """A tokenizer in the manner of BERT's that knows the words of the texts, and commas."""
+    from transformers import BertTokenizer
+
+    words = set(re.findall(r"\w+|,", " ".join(texts)))
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(words)]
+    folder = mkdtemp()
+    BertTokenizer(vocab={word: place for place, word in enumerate(vocabulary)}).save_pretrained(folder)
+    return HuggingFaceTokenizer(folder, context_length)
+
+
 def small_towers(context_length: int, size: int = 64, output_stride: int = 8) -> dict[str, Any]:
     """Constructor arguments of an image-text method: towers that learn the world in a minute on one core.
 
@@ -180,6 +193,13 @@ def small_towers(context_length: int, size: int = 64, output_stride: int = 8) ->
         "image_processor": ImageProcessor(size),
         "tokenizer": ClipTokenizer(context_length),
     }
+
+
+def small_image_tower(width: int) -> TimmImageEncoder:
+    """A narrower tower than that of `small_towers`, with a token for each 8 x 8 pixels."""
+    return TimmImageEncoder(
+        "resnet10t", model_args={"channels": [16, 24, 48, width], "stem_width": 8, "output_stride": 8}
+    )
 
 
 def _run(arm: Arm, seed: int) -> Mapping[str, float]:

@@ -17,9 +17,7 @@ scenes; the copies follow faster than published (m = 0.9), because the runs are 
 """
 
 import math
-import re
 from functools import cache, partial
-from tempfile import mkdtemp
 
 import numpy as np
 import pytest
@@ -34,7 +32,7 @@ from collimate_vision_language import TCL
 from collimate_world import Picture, WorldSource, caption
 from collimate_world.source import CLASS_NAMES
 
-from .experiment import compare, train
+from .experiment import compare, train, whole_words
 
 SIDE, CONTEXT, SCENES, STEPS, BATCH = 32, 16, 8000, 300, 64
 QUEUE = 3 * BATCH
@@ -73,16 +71,8 @@ scenes = cache(Scenes)
 
 @cache
 def tokenizer() -> HuggingFaceTokenizer:
-    """Whole words, those of the captions."""
-    from transformers import BertTokenizer
-
     world = WorldSource("test", length=500)
-    texts = " ".join(caption(world.scene(place), "synthetic").text for place in range(500))
-    words = set(re.findall(r"\w+|,", texts))
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(words)]
-    folder = mkdtemp()
-    BertTokenizer(vocab={word: place for place, word in enumerate(vocabulary)}).save_pretrained(folder)
-    return HuggingFaceTokenizer(folder, CONTEXT)
+    return whole_words([caption(world.scene(place), "synthetic").text for place in range(500)], CONTEXT)
 
 
 def tcl() -> TCL:
