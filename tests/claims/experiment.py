@@ -195,11 +195,10 @@ def small_towers(context_length: int, size: int = 64, output_stride: int = 8) ->
     }
 
 
-def small_image_tower(width: int) -> TimmImageEncoder:
-    """A narrower tower than that of `small_towers`, with a token for each 8 x 8 pixels."""
-    return TimmImageEncoder(
-        "resnet10t", model_args={"channels": [16, 24, 48, width], "stem_width": 8, "output_stride": 8}
-    )
+def small_image_tower(width: int, output_stride: int = 8) -> TimmImageEncoder:
+    """A narrower tower than that of `small_towers`, with a token for each 8 x 8 pixels or more."""
+    model_args = {"channels": [16, 24, 48, width], "stem_width": 8, "output_stride": output_stride}
+    return TimmImageEncoder("resnet10t", model_args=model_args)
 
 
 def _run(arm: Arm, seed: int) -> Mapping[str, float]:

@@ -19,13 +19,12 @@ import numpy as np
 import pytest
 
 from collimate.data import CaptionChoice, OneCaption, Source
-from collimate.encoders import TimmImageEncoder
 from collimate.evaluation import evaluate_retrieval, evaluate_zero_shot
 from collimate_vision_language import ALIP, CLIP
 from collimate_vision_language.consistency import evaluate_consistency
 from collimate_world import Picture, WorldSource, caption
 
-from .experiment import compare, small_towers, train
+from .experiment import compare, small_image_tower, small_towers, train
 
 SIDE, CONTEXT, SCENES, STEPS = 32, 14, 20000, 400
 WRONG = (0.4, 0.1)
@@ -66,8 +65,7 @@ def scenes(wrong: tuple[float, float], seed: int = 0, length: int = SCENES) -> S
 
 
 def parts() -> dict:
-    narrow = {"channels": [16, 24, 48, 96], "stem_width": 8, "output_stride": 16}
-    return small_towers(CONTEXT, SIDE) | {"image_encoder": TimmImageEncoder("resnet10t", model_args=narrow)}
+    return small_towers(CONTEXT, SIDE) | {"image_encoder": small_image_tower(96, 16)}
 
 
 def clip(seed: int, text: CaptionChoice) -> dict[str, float]:

@@ -21,13 +21,13 @@ import numpy as np
 import pytest
 
 from collimate.data import Source
-from collimate.encoders import OpenClipTextEncoder, TimmImageEncoder
+from collimate.encoders import OpenClipTextEncoder
 from collimate.evaluation import evaluate_regions
 from collimate_vision_language import CLIP, CLOC
 from collimate_vision_language.cloc import AttentionPrompter, RoIAlignPrompter
 from collimate_world import CLASS_NAMES, WorldSource
 
-from .experiment import compare, small_towers, train
+from .experiment import compare, small_image_tower, small_towers, train
 
 SIDE, CONTEXT, SCENES, STEPS, BATCH, INEXACT = 32, 24, 8000, 600, 96, 0.4
 SEEDS = range(3)
@@ -67,10 +67,9 @@ held = cache(Held)
 
 
 def parts() -> dict:
-    narrow = {"channels": [16, 24, 48, 64], "stem_width": 8, "output_stride": 8}
     words = OpenClipTextEncoder(context_length=CONTEXT, width=64, heads=4, layers=1, mlp_ratio=0.25)
     towers = small_towers(CONTEXT, SIDE)
-    return towers | {"image_encoder": TimmImageEncoder("resnet10t", model_args=narrow), "text_encoder": words}
+    return towers | {"image_encoder": small_image_tower(64), "text_encoder": words}
 
 
 def crops() -> CLIP:

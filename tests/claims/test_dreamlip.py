@@ -24,7 +24,7 @@ import pytest
 import torch
 
 from collimate.data import CaptionChoice, OneCaption, Source
-from collimate.encoders import OpenClipTextEncoder, TimmImageEncoder
+from collimate.encoders import OpenClipTextEncoder
 from collimate.evaluation import evaluate_localization, evaluate_retrieval
 from collimate.training import Method
 from collimate_vision_language import CLIP, DreamLIP, SubCaptions
@@ -37,7 +37,7 @@ from collimate_vision_language.dreamlip import (
 from collimate_vision_language.sub_captions import split_sentences
 from collimate_world import WorldSource, caption
 
-from .experiment import compare, small_towers, train
+from .experiment import compare, small_image_tower, small_towers, train
 
 SIDE, SCENES, STEPS, BATCH = 32, 6000, 400, 64
 RAW, WHOLE = "CLIP, raw texts", "CLIP, long captions cut"
@@ -93,10 +93,9 @@ scenes = cache(Scenes)
 
 
 def parts(context: int) -> dict:
-    narrow = {"channels": [16, 24, 48, 48], "stem_width": 8, "output_stride": 8}
     words = OpenClipTextEncoder(context_length=context, width=64, heads=4, layers=1, mlp_ratio=0.25)
     towers = small_towers(context, SIDE)
-    return towers | {"image_encoder": TimmImageEncoder("resnet10t", model_args=narrow), "text_encoder": words}
+    return towers | {"image_encoder": small_image_tower(48), "text_encoder": words}
 
 
 def arm(seed: int, method: type, text: CaptionChoice, context: int = 24) -> dict[str, float]:

@@ -18,12 +18,12 @@ from functools import cache, partial
 import pytest
 
 from collimate.data import Source
-from collimate.encoders import OpenClipTextEncoder, TimmImageEncoder
+from collimate.encoders import OpenClipTextEncoder
 from collimate.evaluation import evaluate_compositional, evaluate_localization, evaluate_retrieval
 from collimate_vision_language import CLIP, FILIP
 from collimate_world import WorldSource
 
-from .experiment import compare, small_towers, train
+from .experiment import compare, small_image_tower, small_towers, train
 
 SIDE, CONTEXT, SCENES, STEPS, BATCH = 32, 24, 8000, 700, 96
 SCALE = 47.8
@@ -61,10 +61,9 @@ held = cache(Held)
 
 
 def parts() -> dict:
-    narrow = {"channels": [16, 24, 48, 48], "stem_width": 8, "output_stride": 8}
     words = OpenClipTextEncoder(context_length=CONTEXT, width=64, heads=4, layers=1, mlp_ratio=0.25)
     towers = small_towers(CONTEXT, SIDE)
-    return towers | {"image_encoder": TimmImageEncoder("resnet10t", model_args=narrow), "text_encoder": words}
+    return towers | {"image_encoder": small_image_tower(48), "text_encoder": words}
 
 
 def arm(seed: int, method: type, scale: float = SCALE) -> dict[str, float]:

@@ -24,7 +24,7 @@ import pytest
 import torch
 
 from collimate.data import ImageAugmentation, Source
-from collimate.encoders import Bert, TimmImageEncoder
+from collimate.encoders import Bert
 from collimate.evaluation import evaluate_retrieval
 from collimate.evaluation.neighbours import nearest_neighbours
 from collimate.processing import HuggingFaceTokenizer, ImageProcessor
@@ -32,7 +32,7 @@ from collimate_vision_language import TCL
 from collimate_world import Picture, WorldSource, caption
 from collimate_world.source import CLASS_NAMES
 
-from .experiment import compare, train, whole_words
+from .experiment import compare, small_image_tower, train, whole_words
 
 SIDE, CONTEXT, SCENES, STEPS, BATCH = 32, 16, 8000, 300, 64
 QUEUE = 3 * BATCH
@@ -89,9 +89,8 @@ def tcl() -> TCL:
         token_head=True,
         init_std=0.1,
     )
-    narrow = {"channels": [16, 24, 48, 48], "stem_width": 8, "output_stride": 8}
     return TCL(
-        TimmImageEncoder("resnet10t", model_args=narrow),
+        small_image_tower(48),
         bert,
         ImageProcessor(SIDE),
         words,

@@ -24,14 +24,13 @@ import torch
 
 from collimate.data import Preparation, Source
 from collimate.data.preparation import collate
-from collimate.encoders import TimmImageEncoder
 from collimate.evaluation import evaluate_zero_shot
 from collimate.evaluation.selection import loss_reduction
 from collimate.training import Method
 from collimate_vision_language import CLIP
 from collimate_world import CLASS_NAMES, SHAPES, WorldSource
 
-from .experiment import Listed, compare, small_towers, train
+from .experiment import Listed, compare, small_image_tower, small_towers, train
 
 SIDE, CONTEXT, SEEDS = 32, 14, range(3)
 OLD = [number for number, name in enumerate(CLASS_NAMES) if name.split()[1] in SHAPES[:4]]
@@ -52,8 +51,7 @@ def of_classes(split: str, length: int, classes: tuple[int, ...]) -> Listed:
 
 
 def clip() -> CLIP:
-    narrow = {"channels": [16, 24, 48, 96], "stem_width": 8, "output_stride": 16}
-    towers = small_towers(CONTEXT, SIDE) | {"image_encoder": TimmImageEncoder("resnet10t", model_args=narrow)}
+    towers = small_towers(CONTEXT, SIDE) | {"image_encoder": small_image_tower(96, 16)}
     return CLIP(**towers, embed_dim=64)
 
 
