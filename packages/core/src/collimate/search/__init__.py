@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collimate.search.index import Hit, SearchIndex, write_index
+    from collimate.search.hit import Hit
+    from collimate.search.index import SearchIndex, write_index
     from collimate.search.retrieval import evaluate_between_models
     from collimate.search.searcher import Searcher, open_searcher
     from collimate.search.server import serve
@@ -27,7 +28,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "index": ("Hit", "SearchIndex", "write_index"),
+    "hit": ("Hit",),
+    "index": ("SearchIndex", "write_index"),
     "retrieval": ("evaluate_between_models",),
     "searcher": ("Searcher", "open_searcher"),
     "server": ("serve",),

@@ -5,12 +5,10 @@ What is heavy is imported when they run.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 from collimate.evaluation.options import Measured, Reading
-
-if TYPE_CHECKING:
-    from collimate.search.index import Hit
+from collimate.search.hit import Hit
 
 _LONGEST = 80  # ours: characters of a caption in a table
 

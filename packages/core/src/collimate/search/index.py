@@ -32,35 +32,13 @@ from collimate.evaluation.embedding import SAMPLES_PER_FILE, write_embeddings
 from collimate.evaluation.features import Precision
 from collimate.evaluation.index import EmbeddingIndex
 from collimate.evaluation.modalities import Exhibit, exhibit_in
+from collimate.search.hit import Hit
 from collimate.search.space import Space
 
 CONTENTS, VECTORS, CAPTION = "index.json", "vectors.faiss", "caption"
 FORMAT = 1
 EXACT = "Flat"
 TRAINED_ON = 100_000  # ours: vectors from which an approximate index learns its cells
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One sample that was found.
-
-    Attributes:
-        row: its number in the index.
-        score: the cosine with the query.
-        modality: of which it is.
-        key: its name in its data set.
-        source: the data set.
-        place: its place in that.
-        caption: its first, or the name of its class; empty where it has neither.
-    """
-
-    row: int
-    score: float
-    modality: str
-    key: str
-    source: str
-    place: int
-    caption: str
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from typing import Any
 
 from collimate.data.decoding import Undecodable, check_text, decode, extensions_of
 from collimate.evaluation.embedding import fingerprint
-from collimate.search.index import Hit, SearchIndex
+from collimate.search.hit import Hit
+from collimate.search.index import SearchIndex
 from collimate.search.space import TEXT, NotOneSpace, Space, open_space
 
 

@@ -37,7 +37,7 @@ from collimate.data import CorruptSample
 from collimate.data.decoding import extensions_of
 from collimate.evaluation.modalities import Exhibit
 from collimate.processing.image import open_image
-from collimate.search.index import Hit
+from collimate.search.hit import Hit
 from collimate.search.searcher import Searcher
 
 log = logging.getLogger(__name__)

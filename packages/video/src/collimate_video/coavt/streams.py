@@ -14,7 +14,7 @@ from jaxtyping import Float
 from timm.layers import Mlp  # type: ignore[attr-defined]
 from torch import Tensor, cat, nn, zeros
 
-from collimate_video.divided_attention import LAYER_NORM_EPS, SequenceAttention
+from collimate_video.divided_attention import LAYER_NORM_EPS, SequenceAttention, lean_mlp
 
 VIDEO, AUDIO, BOTH = "video", "audio", "audiovisual"
 STREAMS = (BOTH, AUDIO, VIDEO)
@@ -63,8 +63,8 @@ class _Block(nn.Module):
         self.norm1, self.norm2 = _norms(width), _norms(width)
 
     def forward(self, tokens: Tensor, stream: str) -> Tensor:
-        tokens = tokens + self.attn(self.norm1[stream](tokens)[:, None])[:, 0]
-        return tokens + self.mlp(self.norm2[stream](tokens))
+        tokens = tokens + self.attn(tokens[:, None], self.norm1[stream])[:, 0]
+        return tokens + lean_mlp(self.mlp, tokens, self.norm2[stream])
 
 
 def _norms(width: int) -> nn.ModuleDict:
