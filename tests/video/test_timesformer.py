@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 import collimate
 from collimate.checkpoints.files import CheckpointError
-from collimate_video import TimeSformer, pooled_over_time
+from collimate_video import TimeSformer, divided_attention, pooled_over_time
 from collimate_video.positions import resized_positions, resized_times
 
 TINY = {"image_size": 32, "patch_size": 8, "frames": 4, "width": 32, "layers": 2, "heads": 4, "hidden": 64}
@@ -150,6 +150,23 @@ def test_recomputed_activations_change_nothing():
         gradients.append([parameter.grad for parameter in made.parameters()])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("SHORT", 0), ("_unkept", lambda between, linear, given: linear(between(given)))]
+)
+def test_neither_the_form_of_attention_nor_what_is_kept_changes_a_step(monkeypatch, name, other):
+    found = step(awake())
+    monkeypatch.setattr(divided_attention, name, other)
+    for one, two in zip(found, step(awake()), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
+def step(made: TimeSformer) -> list[torch.Tensor]:
+    """The pooled output and all gradients."""
+    pooled = made(clips()).pooled
+    pooled[:, ::2].square().sum().backward()
+    return [pooled.detach(), *(parameter.grad for parameter in made.parameters())]
 
 
 def test_drop_path_leaves_out_whole_residuals_in_training_alone():
