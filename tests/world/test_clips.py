@@ -108,7 +108,7 @@ def test_the_source():
     again = ClipSource("train", length=50, frames=6, size=32).read(7)
     assert np.array_equal(again["mp4"], sample["mp4"])
     assert again["captions.json"] == sample["captions.json"]
-    with pytest.raises(IndexError, match="no clip 50"):
+    with pytest.raises(IndexError, match="no sample 50"):
         source.read(50)
     assert "cls" not in ClipSource(objects="2-3", frames=2, size=16).read(0)
 

@@ -51,7 +51,7 @@ def test_the_source():
     assert np.array_equal(cloud.xyz, read_points(again["points.npz"]).xyz)
     assert (len(cloud), cloud.fields) == (64, ("red", "green", "blue"))
     assert np.abs(cloud.xyz - thing.center).max() < max(thing.size) / 2 + 0.03
-    with pytest.raises(IndexError, match="no object 50"):
+    with pytest.raises(IndexError, match="no sample 50"):
         source.read(50)
 
 

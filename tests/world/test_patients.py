@@ -217,7 +217,7 @@ def test_the_source():
     assert sample["json"]["synthetic"]
     assert sample["labels.json"] == source.visit(7).findings()
     assert [caption["kind"] for caption in sample["captions.json"]] == ["xray", "ecg"]
-    with pytest.raises(IndexError, match="no visit"):
+    with pytest.raises(IndexError, match="no sample"):
         source.read(len(source))
 
 

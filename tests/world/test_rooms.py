@@ -99,7 +99,7 @@ def test_the_source():
     assert sample["captions.json"][0]["text"] != sample["txt"]
     assert RoomSource(length=50, seed=1).read(7)["txt"] != sample["txt"]
     assert RoomSource("val", length=50).read(7)["txt"] != sample["txt"]
-    with pytest.raises(IndexError, match="no room 50"):
+    with pytest.raises(IndexError, match="no sample 50"):
         source.read(50)
 
 

@@ -104,7 +104,7 @@ def test_wrong_options_are_refused_at_once(options, message):
 
 
 def test_there_is_no_clip_beyond_the_end():
-    with pytest.raises(IndexError, match="there is no clip 10"):
+    with pytest.raises(IndexError, match="there is no sample 10"):
         SoundSource(length=10).read(10)
 
 

@@ -98,5 +98,5 @@ def test_wrong_options_are_refused_at_once(options, message):
 
 
 def test_there_is_no_scene_beyond_the_end():
-    with pytest.raises(IndexError, match="there is no scene 10"):
+    with pytest.raises(IndexError, match="there is no sample 10"):
         WorldSource(length=10).read(10)

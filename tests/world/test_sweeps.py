@@ -175,5 +175,5 @@ def test_what_is_refused(source):
         SweepSource(objects="0-3")
     with pytest.raises(ValueError, match="not 'dev'"):
         SweepSource("dev")
-    with pytest.raises(IndexError, match="no pair 10000"):
+    with pytest.raises(IndexError, match="no sample 10000"):
         source.read(10_000)

@@ -6,12 +6,12 @@ from typing import cast
 
 import numpy as np
 
-from collimate.configurable import at_least
-from collimate.data import Sample, Source
+from collimate.data import Sample
 from collimate_world.clip import CLIP_RATE, Clip
+from collimate_world.generated import Generated
 from collimate_world.motion import MOTIONS, motion, moving
 from collimate_world.motion_captions import MOTION_KINDS, MotionKind, motion_caption
-from collimate_world.scene import Combinations, Scene, Split, sample_scene
+from collimate_world.scene import Combinations, Scene, sample_scene
 from collimate_world.sound import Sound
 from collimate_world.source import description, number_range
 
@@ -22,7 +22,7 @@ MOTION_TEMPLATES = ["something {}", "a shape {}", "in this video an object {}"]
 """Prompts for zero-shot classification."""
 
 
-class ClipSource(Source):
+class ClipSource(Generated):
     """Clips of moving scenes as samples: `world-clip:train?objects=1-3` on the command line.
 
     With `sound=true` objects are also heard, each in its turn from left to right. With `misaligned=0.3` three of ten
@@ -69,22 +69,17 @@ class ClipSource(Source):
             raise ValueError(f"misaligned is a share of two or more clips, from 0 to 1; not {misaligned} of {length}.")
         if text not in MOTION_KINDS:
             raise ValueError(f"The text of a sample is one of {', '.join(MOTION_KINDS)}; not {text!r}.")
-        self.split: Split = cast(Split, split)
+        super().__init__(f"world-clip:{split}?objects={objects}", split, length, seed)
         self.combinations: Combinations | None = cast(Combinations | None, combinations)
         self.objects = number_range(objects, int, "The number of objects")
-        at_least(0, length=length)
-        self.length, self.frames, self.size, self.seed = length, frames, size, seed
+        self.frames, self.size = frames, size
         self.text: MotionKind = cast(MotionKind, text)
-        self.name = f"world-clip:{split}?objects={objects}"
         if self.objects == (1, 1):
             self.class_names, self.templates = MOTION_CLASSES, MOTION_TEMPLATES
         self.sounds, self.rate, self.misaligned = sound, rate, misaligned
         if sound:
             self.sound(0)
         self.clip(0)  # refuses what cannot be, before training starts
-
-    def __len__(self) -> int:
-        return self.length
 
     def scene(self, index: int) -> Scene:
         """The scene of a sample, as it is at the beginning."""
@@ -107,9 +102,7 @@ class ClipSource(Source):
         """Of which clip a sample's sound is."""
         return self._other(index, 1)
 
-    def read(self, index: int) -> Sample:
-        if not 0 <= index < self.length:
-            raise IndexError(f"{self.name} has {self.length} clips; there is no clip {index}.")
+    def made(self, index: int) -> Sample:
         clip, told = self.clip(index), self.scene(self.text_index(index))
         captions = [motion_caption(told, kind, variant) for kind in MOTION_KINDS for variant in range(2)]
         sample: Sample = {

@@ -5,11 +5,11 @@ from __future__ import annotations
 from math import sqrt
 from typing import cast
 
-from collimate.configurable import at_least
-from collimate.data import Sample, Source
+from collimate.data import Sample
 from collimate_world.captions import Caption
+from collimate_world.generated import Generated
 from collimate_world.room import FURNITURE, HELD_OUT_FURNITURE, PAINTS, Furnishing, Room, sample_object
-from collimate_world.scene import Combinations, Split
+from collimate_world.scene import Combinations
 
 OBJECT_KINDS = ("short", "long")
 """The kinds of captions of objects: what it is; and how its sizes differ from what is usual for its class."""
@@ -26,7 +26,7 @@ OBJECT_TEMPLATES = ["one {}"]
 _TOLD = 0.04  # ours, a third of `SPREAD`: from this share more or less than usual, a size is told
 
 
-class ObjectSource(Source):
+class ObjectSource(Generated):
     """Coloured solids one by one, as clouds with texts: `world-objects:train?points=256` on the command line.
 
     A sample has `points.npz` (`xyz` in metres, the floor at z = 0, and `rgb`), `txt`, `captions.json` (one of each
@@ -59,24 +59,17 @@ class ObjectSource(Source):
             raise ValueError(f"The text of a sample is one of {', '.join(OBJECT_KINDS)}; not {text!r}.")
         if points < 1:
             raise ValueError(f"An object has one point or more, not {points}.")
-        self.split: Split = cast(Split, split)
+        super().__init__(f"world-objects:{split}", split, length, seed)
         self.combinations: Combinations | None = cast(Combinations | None, combinations)
-        at_least(0, length=length)
-        self.length, self.points, self.seed, self.text = length, points, seed, text
-        self.name = f"world-objects:{split}"
+        self.points, self.text = points, text
         self.class_names, self.templates = OBJECT_CLASSES, OBJECT_TEMPLATES
         self.room(0)  # refuses what cannot be, before training starts
-
-    def __len__(self) -> int:
-        return self.length
 
     def room(self, index: int) -> Room:
         """The object of a sample, in a room of its own."""
         return sample_object(self.split, index, self.seed, self.combinations)
 
-    def read(self, index: int) -> Sample:
-        if not 0 <= index < self.length:
-            raise IndexError(f"{self.name} has {self.length} objects; there is no object {index}.")
+    def made(self, index: int) -> Sample:
         room = self.room(index)
         thing, cloud = room.things[0], room.points(self.points)
         captions = object_captions(thing)

@@ -8,8 +8,9 @@ from typing import cast
 import numpy as np
 from jaxtyping import UInt
 
-from collimate.data import Sample, Source
+from collimate.data import Sample
 from collimate_world.chest import chest_film
+from collimate_world.generated import Generated
 from collimate_world.heartbeat import LEADS, heartbeats
 from collimate_world.patient import ECG_FINDINGS, FINDINGS, XRAY_FINDINGS, Sensor, Visit, sample_visit
 from collimate_world.reports import report
@@ -17,7 +18,7 @@ from collimate_world.scene import SPLITS, Split
 from collimate_world.source import number_range
 
 
-class PatientSource(Source):
+class PatientSource(Generated):
     """Visits as samples: `world-patients:train?patients=2000&visits=1-3` on the command line. All of it is synthetic.
 
     A sample has `png` (the chest film, an array (size, size) of bytes or of 16-bit numbers), `ecg.npz` (`signal`
@@ -68,19 +69,16 @@ class PatientSource(Source):
             raise ValueError(f"The label is one of {', '.join(FINDINGS)}; not {label!r}.")
         if patients < 1 or size < 8 or rate * seconds < 1:
             raise ValueError(f"There are patients, pixels and samples; not {patients}, {size} and {rate * seconds:g}.")
-        self.split: Split = cast(Split, split)
         self.size, self.bits, self.rate, self.seconds = size, bits, rate, seconds
-        self.missing, self.shuffled, self.label, self.seed = missing, shuffled, label, seed
-        self.name = f"world-patients:{split}?patients={patients}&visits={visits}"
+        self.missing, self.shuffled, self.label = missing, shuffled, label
         self.class_names = list(FINDINGS) if label is None else [f"no {label}", label]
-        sample_visit(self.split, 0, 0, seed)  # refuses what cannot be, before training starts
-        counts = np.random.default_rng((seed, SPLITS[self.split], _COUNTS)).integers(low, high + 1, patients)
+        sample_visit(cast(Split, split), 0, 0, seed)  # refuses what cannot be, before training starts
+        counts = np.random.default_rng((seed, SPLITS[cast(Split, split)], _COUNTS)).integers(low, high + 1, patients)
         self._ends = np.cumsum(counts)
+        name = f"world-patients:{split}?patients={patients}&visits={visits}"
+        super().__init__(name, split, int(self._ends[-1]), seed)
         if shuffled and len(self) < 3:
             raise ValueError(f"Three visits or more can be shuffled; there are {len(self)}.")
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
 
     def visit(self, index: int) -> Visit:
         """Who the sample is of, and which of the patient's visits."""
@@ -88,9 +86,7 @@ class PatientSource(Source):
         first = int(self._ends[patient - 1]) if patient else 0
         return sample_visit(self.split, patient, index - first, self.seed)
 
-    def read(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} has {len(self)} visits; there is no visit {index}.")
+    def made(self, index: int) -> Sample:
         shown, heard, told = (self.visit(other) for other in self._parts(index))
         sensors = self._sensors(index)
         findings = shown.findings(*XRAY_FINDINGS) + heard.findings(*ECG_FINDINGS)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import cast
 
-from collimate.configurable import at_least
-from collimate.data import Sample, Source
+from collimate.data import Sample
 from collimate.data.referrals import (
     Referral,
     attribute_referrals,
@@ -17,8 +15,8 @@ from collimate.data.referrals import (
 )
 from collimate.data.scene_graphs import SceneGraph, scene_arrays
 from collimate_world.captions import Caption
+from collimate_world.generated import Generated
 from collimate_world.room import FURNITURE, Room, sample_room
-from collimate_world.scene import Split
 from collimate_world.source import number_range
 
 ROOM_KINDS = ("short", "long")
@@ -31,7 +29,7 @@ TOLD = 3  # ours: relations in a long caption
 _SENTENCES, _CAPTIONS = 2, 3  # of a room's random numbers
 
 
-class RoomSource(Source):
+class RoomSource(Generated):
     """Rooms of coloured solids with sentences on their objects: `world-rooms:train?objects=6-12` on the command line.
 
     A sample has `scene.npz` (points with colours and objects, and the table of the objects; see
@@ -71,23 +69,16 @@ class RoomSource(Source):
             raise ValueError(f"The text of a sample is one of {', '.join(ROOM_KINDS)}; not {text!r}.")
         if points < 1 or sentences < 1:
             raise ValueError(f"Objects have points, and rooms sentences; not {points} and {sentences}.")
-        self.split: Split = cast(Split, split)
+        super().__init__(f"world-rooms:{split}?objects={objects}", split, length, seed)
         self.objects = number_range(objects, int, "The number of objects")
-        at_least(0, length=length)
-        self.length, self.points, self.sentences, self.seed, self.text = length, points, sentences, seed, text
-        self.name = f"world-rooms:{split}?objects={objects}"
+        self.points, self.sentences, self.text = points, sentences, text
         self.room(0)  # refuses what cannot be, before training starts
-
-    def __len__(self) -> int:
-        return self.length
 
     def room(self, index: int) -> Room:
         """The room of a sample."""
         return sample_room(self.split, index, self.seed, self.objects)
 
-    def read(self, index: int) -> Sample:
-        if not 0 <= index < self.length:
-            raise IndexError(f"{self.name} has {self.length} rooms; there is no room {index}.")
+    def made(self, index: int) -> Sample:
         room = self.room(index)
         graph = room.graph()
         captions = room_captions(room, graph)

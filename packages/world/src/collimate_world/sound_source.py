@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import cast
 
-from collimate.configurable import at_least
-from collimate.data import Sample, Source
+from collimate.data import Sample
+from collimate_world.generated import Generated
 from collimate_world.scene import (
     HELD_OUT_SIZES,
     SHAPES,
     SIZES,
     Combinations,
     Scene,
-    Split,
     combinations_of,
     sample_scene,
 )
@@ -32,7 +31,7 @@ SOUND_TEMPLATES = ["a {}", "the sound of a {}", "we hear a {}", "a {} can be hea
 """Prompts for zero-shot classification."""
 
 
-class SoundSource(Source):
+class SoundSource(Generated):
     """Clips of scenes as samples: `world-sound:train?objects=1-3` on the command line.
 
     A sample has `wav` (the bytes of a WAV file, 16-bit), `txt`, `captions.json` (several, each of a kind), `json` (the
@@ -65,21 +64,16 @@ class SoundSource(Source):
     ) -> None:
         if text not in SOUND_KINDS:
             raise ValueError(f"The text of a sample is one of {', '.join(SOUND_KINDS)}; not {text!r}.")
-        self.split: Split = cast(Split, split)
+        super().__init__(f"world-sound:{split}?objects={objects}", split, length, seed)
         self.combinations: Combinations = combinations_of(split, combinations, "pitch and timbre")
         self.objects = number_range(objects, int, "The number of objects")
         self.seconds = number_range(seconds, float, "The length of a clip in seconds")
-        at_least(0, length=length)
-        self.length, self.rate, self.seed, self.text = length, rate, seed, cast(SoundKind, text)
-        self.name = f"world-sound:{split}?objects={objects}"
+        self.rate, self.text = rate, cast(SoundKind, text)
         if self.objects == (1, 1):
             self.class_names, self.templates = SOUND_CLASSES, SOUND_TEMPLATES
         if not 0 < self.seconds[0] <= self.seconds[1]:
             raise ValueError(f"A clip has some seconds, the lesser number first; not {seconds!r}.")
         Sound(self.scene(0), self.seconds[0], rate)  # refuses what cannot be, before training starts
-
-    def __len__(self) -> int:
-        return self.length
 
     def scene(self, index: int) -> Scene:
         """The scene of a sample: that of the same picture in `WorldSource`, where all combinations are allowed."""
@@ -94,9 +88,7 @@ class SoundSource(Source):
         """The seconds of a clip, which is not made for it."""
         return self.sound(index).seconds
 
-    def read(self, index: int) -> Sample:
-        if not 0 <= index < self.length:
-            raise IndexError(f"{self.name} has {self.length} clips; there is no clip {index}.")
+    def made(self, index: int) -> Sample:
         sound = self.sound(index)
         scene = sound.scene
         captions = [sound_caption(scene, kind, variant) for kind, variant in _CAPTIONS]

@@ -8,13 +8,13 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from jaxtyping import UInt8
 
-from collimate.configurable import at_least
-from collimate.data import Sample, Source
+from collimate.data import Sample
 from collimate_world.captions import KINDS, Kind, caption, phrase
+from collimate_world.generated import Generated
 from collimate_world.negatives import negatives
 from collimate_world.picture import Picture
 from collimate_world.relations import relations
-from collimate_world.scene import COLOURS, HELD_OUT, SHAPES, Combinations, Scene, Split, sample_scene
+from collimate_world.scene import COLOURS, HELD_OUT, SHAPES, Combinations, Scene, sample_scene
 
 N = TypeVar("N", int, float)
 CLASS_NAMES = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
@@ -27,7 +27,7 @@ TEMPLATES = ["one {}", "a picture of one {}", "there is one {}", "{}"]
 """Prompts for zero-shot classification; without an article, which would have to agree with the name."""
 
 
-class WorldSource(Source):
+class WorldSource(Generated):
     """Scenes as samples: `world:train?objects=2-4` on the command line.
 
     A sample has `png` (uint8 array of (size, size, 3)), `txt`, `captions.json` (one of each kind, with its truth),
@@ -68,28 +68,21 @@ class WorldSource(Source):
             raise ValueError(f"The text of a sample is one of {', '.join(KINDS)}; not {text!r}.")
         if not 0 <= noise_rate <= 1:
             raise ValueError(f"The noise rate is a share between 0 and 1, not {noise_rate}.")
-        self.split: Split = cast(Split, split)
+        super().__init__(f"world:{split}?objects={objects}", split, length, seed)
         self.combinations: Combinations | None = cast(Combinations | None, combinations)
         self.objects = number_range(objects, int, "The number of objects")
-        at_least(0, length=length)
-        self.length, self.size, self.seed = length, size, seed
+        self.size = size
         self.text, self.noise_rate = cast(Kind, text), noise_rate
         self.masks, self.negatives = masks, negatives
-        self.name = f"world:{split}?objects={objects}"
         if self.objects == (1, 1):
             self.class_names, self.templates = CLASS_NAMES, TEMPLATES
         self.scene(0)  # refuses what no scene can have, before training starts
-
-    def __len__(self) -> int:
-        return self.length
 
     def scene(self, index: int) -> Scene:
         """The scene of a sample."""
         return sample_scene(self.split, index, self.seed, self.objects, self.combinations)
 
-    def read(self, index: int) -> Sample:
-        if not 0 <= index < self.length:
-            raise IndexError(f"{self.name} has {self.length} scenes; there is no scene {index}.")
+    def made(self, index: int) -> Sample:
         scene = self.scene(index)
         picture = Picture(scene, self.size)
         captions = [caption(scene, kind, noise_rate=self.noise_rate) for kind in KINDS]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import io
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from collimate.configurable import at_least
-from collimate.data import Sample, Source
+from collimate.data import Sample
+from collimate_world.generated import Generated
 from collimate_world.lidar import Pattern, Scan, boxes_seen, scan, scan_flow
-from collimate_world.scene import Split
 from collimate_world.source import number_range
 from collimate_world.street import ROAD_USERS, Street, sample_street
 
@@ -21,7 +20,7 @@ SWEEP_PERIOD = 0.1
 FEWEST = 5  # ours: points below which nobody could tell that an object is there
 
 
-class SweepSource(Source):
+class SweepSource(Generated):
     """Sweeps of streets, with the sweep before each: `world-sweeps:train?objects=6-12` on the command line.
 
     A sample has `sweep.npz` (`points` (N, 4): x ahead, y to the left, z up in metres from the LiDAR, intensity from 0
@@ -57,23 +56,16 @@ class SweepSource(Source):
             raise ValueError(
                 f"A LiDAR has 2 rings and columns or more, and sees up to 360 degrees; not {rings}, {columns}, {view}."
             )
-        self.split: Split = cast(Split, split)
+        super().__init__(f"world-sweeps:{split}?objects={objects}", split, length, seed)
         self.objects = number_range(objects, int, "The number of objects")
-        at_least(0, length=length)
-        self.length, self.seed, self.pattern = length, seed, Pattern(rings, columns, view)
-        self.name = f"world-sweeps:{split}?objects={objects}"
+        self.pattern = Pattern(rings, columns, view)
         self.street(0)  # refuses what cannot be, before training starts
-
-    def __len__(self) -> int:
-        return self.length
 
     def street(self, index: int) -> Street:
         """The street of a sample."""
         return sample_street(self.split, index, self.seed, self.objects)
 
-    def read(self, index: int) -> Sample:
-        if not 0 <= index < self.length:
-            raise IndexError(f"{self.name} has {self.length} pairs of sweeps; there is no pair {index}.")
+    def made(self, index: int) -> Sample:
         street = self.street(index)
         before, now = (scan(street, time, self.pattern) for time in (0.0, SWEEP_PERIOD))
         flow = scan_flow(street, before, 0.0, SWEEP_PERIOD)
