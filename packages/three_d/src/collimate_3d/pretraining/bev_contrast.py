@@ -19,12 +19,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from collimate.distributed import LOCAL
-from collimate.encoding import Encoding
 from collimate.losses.composition import composed
-from collimate.training import Method
 from collimate_3d.lidar.bev import collapse_to_map
 from collimate_3d.lidar.processing import SweepProcessor, unpacked_sweeps
 from collimate_3d.losses import bev_contrast_loss
+from collimate_3d.pretraining.base import SweepMethod
 from collimate_3d.pretraining.parts import occupied_cells
 from collimate_3d.voxel_encoder import VoxelEncoder
 
@@ -34,7 +33,7 @@ from collimate_3d.voxel_encoder import VoxelEncoder
     targets="the same cell a sweep later",
     negatives="other cells drawn",
 )
-class BEVContrast(Method):
+class BEVContrast(SweepMethod):
     """BEVContrast: places that two sweeps both see; see the module.
 
     A batch holds `lidar` and `previous_sweep`.
@@ -48,9 +47,6 @@ class BEVContrast(Method):
         gather: contrast with the cells of all ranks; each rank contrasts its own, as published, otherwise.
     """
 
-    modalities = ("lidar",)
-    shardable = False
-
     def __init__(
         self,
         encoder: VoxelEncoder,
@@ -60,18 +56,10 @@ class BEVContrast(Method):
         temperature: float = 0.07,
         gather: bool = False,
     ) -> None:
-        super().__init__()
-        self.processors = {"lidar": sweep_processor, "previous_sweep": PreviousProcessor.like(sweep_processor)}
-        self.encoders = nn.ModuleDict({"lidar": encoder})
+        super().__init__(encoder, sweep_processor)
+        self.processors["previous_sweep"] = PreviousProcessor.like(sweep_processor)
         self.projector = nn.Linear(encoder.backbone_3d.out_width, embed_dim)
         self.max_cells, self.temperature, self.gather = max_cells, temperature, gather
-
-    @property
-    def encoder(self) -> VoxelEncoder:
-        return self.encoders["lidar"]  # type: ignore[return-value]
-
-    def forward(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> Encoding:
-        return self.encoder(inputs, mask)
 
     def embed(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         now, now_cells = self._map(batch["lidar"])

@@ -46,10 +46,9 @@ from torch import Tensor, nn
 
 from collimate import distributed
 from collimate.distributed import LOCAL
-from collimate.encoding import Encoding
 from collimate.losses.composition import composed
 from collimate.losses.softmax import global_mean
-from collimate.training import Method, follow, momentum_copy
+from collimate.training import follow, momentum_copy
 from collimate.training.optimization import Optimization
 from collimate_3d.lidar.processing import FlowProcessor, StackedSweeps, SweepProcessor, unpacked_sweeps
 from collimate_3d.lidar.transforms import Transform
@@ -63,6 +62,7 @@ from collimate_3d.losses import (
 from collimate_3d.losses.equivariance import CONTRAST_WEIGHT, FLOW_WEIGHT, ROTATION_WEIGHT
 from collimate_3d.norms import SLOW, set_norm_momentum
 from collimate_3d.points import PointBatch
+from collimate_3d.pretraining.base import SweepMethod
 from collimate_3d.pretraining.parts import (
     Level,
     cells_at,
@@ -84,7 +84,7 @@ from collimate_3d.voxel_encoder import VoxelEncoder
     targets="the same point in the other view",
     negatives="other points drawn, of the sweep, the rank or all ranks",
 )
-class ESSL3D(Method):
+class ESSL3D(SweepMethod):
     """E-SSL3D: contrast of views, classification of turns and agreement along the flow; see the module.
 
     A batch holds `lidar` and `lidar_view`, two draws of the augmentation of one sweep (`SweepView`, under
@@ -114,8 +114,6 @@ class ESSL3D(Method):
         norm_momentum: at which averages of f's batch norms follow; short runs need more than OpenPCDet's.
     """
 
-    modalities = ("lidar",)
-    shardable = False
     views = MappingProxyType({"lidar_view": "lidar"})
 
     def __init__(
@@ -139,14 +137,10 @@ class ESSL3D(Method):
         ramp: bool = True,
         norm_momentum: float = SLOW,
     ) -> None:
-        super().__init__()
+        super().__init__(encoder, sweep_processor)
         set_norm_momentum(encoder, norm_momentum)
         width = encoder.backbone_3d.out_width
-        self.processors = {
-            "lidar": sweep_processor,
-            "previous_sweep": FlowProcessor(sweep_processor.points, sweep_processor.channels),
-        }
-        self.encoders = nn.ModuleDict({"lidar": encoder})
+        self.processors["previous_sweep"] = FlowProcessor(sweep_processor.points, sweep_processor.channels)
         self.projector = pointwise(width, projector_width, embed_dim)
         self.predictor = pointwise(embed_dim, predictor_width, embed_dim)
         finer = None
@@ -166,14 +160,6 @@ class ESSL3D(Method):
         self.momentum, self.ramp = momentum, ramp
         weights = {"contrast": CONTRAST_WEIGHT, "rotation": ROTATION_WEIGHT, "flow": FLOW_WEIGHT}
         self.optimization = Optimization(loss_weights=weights)
-
-    @property
-    def encoder(self) -> VoxelEncoder:
-        """f."""
-        return self.encoders["lidar"]  # type: ignore[return-value]
-
-    def forward(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> Encoding:
-        return self.encoder(inputs, mask)
 
     # Training ---------------------------------------------------------------------------------------------
 

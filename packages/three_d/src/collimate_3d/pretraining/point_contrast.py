@@ -13,20 +13,18 @@ Shape legend: B sweeps, K pairs of a sweep, E embedding.
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from collimate.distributed import LOCAL
-from collimate.encoding import Encoding
 from collimate.losses.composition import composed
-from collimate.training import Method
-from collimate_3d.lidar.processing import SweepProcessor, unpacked_sweeps
+from collimate_3d.lidar.processing import SweepProcessor
 from collimate_3d.losses import hardest_contrastive_losses, point_info_nce
-from collimate_3d.pretraining.parts import Level, level_width, pointwise, rows_of, shared_points
+from collimate_3d.pretraining.base import TwoViews
+from collimate_3d.pretraining.parts import Level, rows_of, shared_points
 from collimate_3d.voxel_encoder import VoxelEncoder
 
 
@@ -35,7 +33,7 @@ from collimate_3d.voxel_encoder import VoxelEncoder
     targets="the same point in the other view",
     negatives="other points drawn, or the hardest",
 )
-class PointContrast(Method):
+class PointContrast(TwoViews):
     """PointContrast: points that two views of a sweep show; see the module.
 
     A batch holds `lidar` and `lidar_view`, two draws of the augmentation of one sweep (`SweepView`).
@@ -57,10 +55,6 @@ class PointContrast(Method):
         ValueError: the hardest negatives are to be sought on all ranks.
     """
 
-    modalities = ("lidar",)
-    shardable = False
-    views = MappingProxyType({"lidar_view": "lidar"})
-
     def __init__(
         self,
         encoder: VoxelEncoder,
@@ -73,27 +67,14 @@ class PointContrast(Method):
         temperature: float = 0.07,
         gather: bool = False,
     ) -> None:
-        super().__init__()
         if gather and loss == "hardest":
             raise ValueError("The hardest negatives are sought among the points of a rank: set gather to false.")
-        self.processors = {"lidar": sweep_processor}
-        self.encoders = nn.ModuleDict({"lidar": encoder})
-        self.projector = pointwise(level_width(encoder.backbone_3d, point_level), projector_width, embed_dim)
-        self.point_level: Level = point_level
+        super().__init__(encoder, sweep_processor, embed_dim, projector_width, point_level)
         self.pairs, self.loss, self.temperature, self.gather = pairs, loss, temperature, gather
 
-    @property
-    def encoder(self) -> VoxelEncoder:
-        return self.encoders["lidar"]  # type: ignore[return-value]
-
-    def forward(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> Encoding:
-        return self.encoder(inputs, mask)
-
     def embed(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        points = [self.encoder.batch(unpacked_sweeps(batch[key]).points) for key in ("lidar", "lidar_view")]
-        levels = [self.encoder.levels(each) for each in points]
+        points, levels, (first, second) = self.both(batch)
         drawn = shared_points(self.encoder, points, levels, self.point_level, self.pairs)
-        first, second = (self.projector(getattr(each, self.point_level)).features for each in levels)
         return {
             "first": rows_of(first, drawn.first),
             "second": rows_of(second, drawn.second),

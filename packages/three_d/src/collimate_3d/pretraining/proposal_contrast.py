@@ -12,7 +12,6 @@ Shape legend: B sweeps, S proposals of a sweep, K points about one, E embedding,
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,19 +19,18 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from collimate.encoding import Encoding
-from collimate.training import Method
 from collimate.training.optimization import Optimization
-from collimate_3d.lidar.processing import SweepProcessor, unpacked_sweeps
+from collimate_3d.lidar.processing import SweepProcessor
 from collimate_3d.losses import ProposalEncoding, proposal_cluster_loss, proposal_instance_loss
 from collimate_3d.losses.proposal_contrast import CLUSTER_WEIGHT
 from collimate_3d.operators import ball_query, farthest_points
 from collimate_3d.points import PointBatch
-from collimate_3d.pretraining.parts import Level, level_width, pointwise, voxels_of_views
+from collimate_3d.pretraining.base import TwoViews
+from collimate_3d.pretraining.parts import Level, voxels_of_views
 from collimate_3d.voxel_encoder import VoxelEncoder
 
 
-class ProposalContrast(Method):
+class ProposalContrast(TwoViews):
     """ProposalContrast: regions that two views of a sweep show; see the module.
 
     A batch holds `lidar` and `lidar_view`, two draws of the augmentation of one sweep (`SweepView`).
@@ -50,10 +48,6 @@ class ProposalContrast(Method):
         temperature: of both losses.
     """
 
-    modalities = ("lidar",)
-    shardable = False
-    views = MappingProxyType({"lidar_view": "lidar"})
-
     def __init__(
         self,
         encoder: VoxelEncoder,
@@ -67,29 +61,16 @@ class ProposalContrast(Method):
         prototypes: int = 128,
         temperature: float = 0.1,
     ) -> None:
-        super().__init__()
-        self.processors = {"lidar": sweep_processor}
-        self.encoders = nn.ModuleDict({"lidar": encoder})
-        self.projector = pointwise(level_width(encoder.backbone_3d, point_level), projector_width, embed_dim)
+        super().__init__(encoder, sweep_processor, embed_dim, projector_width, point_level)
         self.attention = ProposalEncoding(embed_dim)
         self.prototypes = nn.Linear(embed_dim, prototypes, bias=False)
-        self.point_level: Level = point_level
         self.proposals, self.neighbours, self.radius = proposals, neighbours, radius
         self.temperature = temperature
         self.optimization = Optimization(loss_weights={"cluster": CLUSTER_WEIGHT})
 
-    @property
-    def encoder(self) -> VoxelEncoder:
-        return self.encoders["lidar"]  # type: ignore[return-value]
-
-    def forward(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> Encoding:
-        return self.encoder(inputs, mask)
-
     def embed(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        points = [self.encoder.batch(unpacked_sweeps(batch[key]).points) for key in ("lidar", "lidar_view")]
-        levels = [self.encoder.levels(each) for each in points]
+        points, levels, features = self.both(batch)
         voxels = voxels_of_views(self.encoder, points, levels, self.point_level)
-        features = [self.projector(getattr(each, self.point_level)).features for each in levels]
         shared = (voxels[0] >= 0) & (voxels[1] >= 0)
         size = points[0].batch_size
         regions = features[0].new_zeros(size, self.proposals, 2, features[0].shape[1])
