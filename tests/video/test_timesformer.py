@@ -162,6 +162,16 @@ def test_neither_the_form_of_attention_nor_what_is_kept_changes_a_step(monkeypat
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
+def test_an_adapter_that_draws_random_numbers_draws_them_again():
+    adapter = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(8, 8, bias=False))
+    torch.nn.init.eye_(adapter[1].weight)
+    inputs = torch.ones(4, 8, requires_grad=True)
+    found = divided_attention._unkept(torch.nn.Identity(), adapter, inputs)
+    found.sum().backward()
+    assert 0 < found.count_nonzero() < 32
+    torch.testing.assert_close(inputs.grad, found.detach())  # 2 where the input was kept, else 0
+
+
 def step(made: TimeSformer) -> list[torch.Tensor]:
     """The pooled output and all gradients."""
     pooled = made(clips()).pooled

@@ -110,10 +110,9 @@ def _unkept(function: nn.Module, linear: nn.Module, inputs: Float[Tensor, "*S D"
     """linear(function(inputs)), where what lies between is not kept.
 
     In the backward pass `checkpoint` computes anew only up to the last tensor that was to be kept, which is the input
-    of the linear layer: the product itself is not repeated.
+    of the linear layer: the product itself is not repeated. An adapter in its place may draw random numbers, and then
+    draws the same ones again.
     """
     if not torch.is_grad_enabled():
         return linear(function(inputs))
-    return checkpoint(  # type: ignore[return-value]
-        lambda given: linear(function(given)), inputs, use_reentrant=False, preserve_rng_state=False
-    )
+    return checkpoint(lambda given: linear(function(given)), inputs, use_reentrant=False)  # type: ignore[return-value]
