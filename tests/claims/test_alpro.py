@@ -14,8 +14,8 @@ likewise; and in how many crops with the object inside its shape is told: by the
 which reads the crop's fused tokens with the clip's own caption ("told"), or with a caption that names another shape
 ("misled"), for nothing is hidden from that head.
 
-That contrast helps the matching head, as the paper says of it, does not show in so few steps: by the cosine negatives
-are hard from the start, and of those a fusion encoder of random weights learns little; see the guide.
+Matching begins with any negatives, not with hard ones (`hardness_warmup`, ours): with hard negatives from the start a
+fusion encoder of random weights learns little in so few steps, and contrast, which makes them hard, did harm.
 
 Settings were chosen by runs of another seed on validation clips.
 """
@@ -104,7 +104,8 @@ def prompter() -> Prompter:
 
 def alpro(teacher: Prompter | None = None) -> ALPRO:
     named = None if teacher is None else EntityPrompter(teacher, SHAPES)
-    return ALPRO(**towers(layers=3, fusion_layer=1, token_head=True), prompter=named, mask_rate=0.25)
+    fused = towers(layers=3, fusion_layer=1, token_head=True)
+    return ALPRO(**fused, prompter=named, mask_rate=0.25, hardness_warmup=2 * STEPS)
 
 
 def arm(seed: int, contrast: bool = True, prompted: bool = False) -> dict[str, float]:
@@ -167,9 +168,15 @@ def outcome():
 
 
 @pytest.mark.slow
-def test_contrast_tells_clips_and_their_entities(outcome):
-    for metric in ("R@1, cosine", "entity, cosine"):
-        assert outcome.difference(ALIGNED, FUSED, metric).low > 0
+def test_contrast_helps_matching(outcome):
+    """The paper's claim for contrast before fusion: matching tells entities that it does not tell without."""
+    assert outcome.difference(ALIGNED, FUSED, "entity, matching").low > 0
+    assert outcome.mean(ALIGNED, "R@1, matching") > outcome.mean(FUSED, "R@1, matching")
+
+
+@pytest.mark.slow
+def test_contrast_tells_entities(outcome):
+    assert outcome.difference(ALIGNED, FUSED, "entity, cosine").low > 0
 
 
 @pytest.mark.slow
