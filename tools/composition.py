@@ -29,6 +29,7 @@ from torch import nn
 
 import collimate
 from collimate.app import App, installed_apps
+from collimate.arguments import plain
 from collimate.training.run import cli_for, fit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,7 +151,7 @@ def cell(method: str, switch: str) -> str:
             if switch == "export":
                 _exported(Path(folder))
         except REFUSALS as error:
-            return str(error)
+            return plain(str(error))
     return RUNS
 
 
@@ -163,7 +164,7 @@ def _train(app: App, recipe: Recipe, folder: Path) -> None:
             cli = cli_for([f"--config={path}"], "train", app)
     except SystemExit as refusal:
         lines = [line.strip() for line in said.getvalue().splitlines()]
-        told = [line for line in lines if "does not correspond" in line or "No layer of" in line] or lines
+        told = [line for line in lines if "does not correspond" in line or "LoRA adapts" in line] or lines
         raise ValueError(told[0]) from refusal
     fit(cli.trainer, cli.model, cli.datamodule, "auto")
     assert cli.trainer.global_step == recipe["trainer"]["max_steps"]
@@ -255,8 +256,8 @@ def main() -> None:
 
 def quick_compile() -> None:
     """What matters here is that towers can be captured as graphs: generating C++ for each takes minutes."""
-    plain = nn.Module.compile
-    nn.Module.compile = lambda self, *args, **kwargs: plain(self, backend="aot_eager")  # type: ignore[method-assign]
+    usual = nn.Module.compile
+    nn.Module.compile = lambda self, *args, **kwargs: usual(self, backend="aot_eager")  # type: ignore[method-assign]
     warnings.filterwarnings("ignore")
 
 

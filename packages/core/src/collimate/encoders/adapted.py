@@ -49,6 +49,8 @@ class LoRA(Encoder):
         super().__init__()
         _split_attentions(encoder)
         layers = _layers(encoder)
+        if not layers:
+            raise ValueError(f"LoRA adapts linear layers, of which {type(encoder).__name__} has none: train it whole.")
         names = [name for name in layers if targets is None or re.fullmatch(targets, name)]
         if not names:
             raise ValueError(f"No layer of {type(encoder).__name__} fits {targets!r}. Its layers: {', '.join(layers)}.")
