@@ -500,24 +500,22 @@ def shown_size(frame: Any) -> tuple[int, int]:
 def _pixels(frame: Any, view: Framing | None, scaler: VideoReformatter) -> UInt8[Tensor, "3 H W"]:
     """A decoded frame as it is seen."""
     width, height = (view.width, view.height) if view else shown_size(frame)
-    pixels = upright(frame, width, height, view.interpolation if view else "bicubic", scaler)
+    pixels = upright(frame, width, height, scaler, view.interpolation if view else "bicubic")
     picture = torch.from_numpy(pixels).permute(2, 0, 1)
     return _laid(picture, view) if view else picture
 
 
 def upright(
-    frame: Any, width: int, height: int, interpolation: str = "bicubic", scaler: VideoReformatter | None = None
+    frame: Any, width: int, height: int, scaler: VideoReformatter, interpolation: str = "bicubic"
 ) -> UInt8[np.ndarray, "H W 3"]:
     """A decoded frame, scaled, and turned as its file asks for.
 
     Args:
-        scaler: what made the frames before it, if any; its filters are made once for frames of one size.
+        scaler: one for all frames of a video: it makes its filters once for frames of one size.
     """
     if frame.rotation % 180:
         width, height = height, width
-    scaled = (scaler or VideoReformatter()).reformat(
-        frame, width, height, "rgb24", interpolation=_SCALERS[interpolation], threads=1
-    )
+    scaled = scaler.reformat(frame, width, height, "rgb24", interpolation=_SCALERS[interpolation], threads=1)
     return np.ascontiguousarray(np.rot90(scaled.to_ndarray(), round(frame.rotation / 90)))  # counter-clockwise, both
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
 from collimate.data import Sample, Source
@@ -133,13 +134,14 @@ class _Writer:
         self.stream.codec_context.time_base = time_base
         self.stream.pix_fmt = "yuv420p"
         self.size: tuple[int, int] | None = None
+        self.scaler = VideoReformatter()
 
     def write(self, frame: Any, stamp: int) -> None:
         """One more picture, shown at a time in units of the time base."""
         if self.size is None:
             self.size = _even(shown_size(frame), self.side)
             self.stream.width, self.stream.height = self.size
-        scaled = av.VideoFrame.from_ndarray(upright(frame, *self.size), format="rgb24")
+        scaled = av.VideoFrame.from_ndarray(upright(frame, *self.size, self.scaler), format="rgb24")
         scaled.pts, scaled.time_base = stamp, self.time_base
         self.output.mux(self.stream.encode(scaled))
 
