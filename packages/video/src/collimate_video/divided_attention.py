@@ -13,7 +13,7 @@ The tokens lie place by place, each with its frames next to each other, as the o
 reads them where they lie, and what attention in space needs moved is moved where the class token is put in front.
 
 What norms and the activation give to the linear layers behind them is not kept for the backward pass, which computes
-it anew: a third of a block's memory for a hundredth of its time.
+it anew; `tools.bench.divided_attention` says what that saves.
 
 Shape legend: B clips, T frames, P places of a frame, D width, H heads, S sequences, N tokens of a sequence.
 """
@@ -28,8 +28,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 SHORT = 16
-"""Up to so many tokens the plain form takes half of the fused kernel's time on CPUs; its scores are smaller than its
-values."""
+"""Up to so many tokens the plain form takes half to three quarters of the fused kernel's time on CPUs, and its scores
+are smaller than its values."""
 
 LAYER_NORM_EPS = 1e-6  # timesformer/vit.py; as in every ViT
 

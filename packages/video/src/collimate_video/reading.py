@@ -335,18 +335,15 @@ def _look_through(container: Any, stream: Any, raw: bytes | str | PathLike[str])
     """Go through the packets without decoding them."""
     stamps: list[int] = []
     keys: list[tuple[int, int]] = []
-    shown, ends, last = (
-        stream.index,
-        dict[int, int](),
-        0,
-    )  # of each stream, and of the frames that are shown; in time bases
+    ends: dict[int, int] = {}  # of each stream, in its time base
+    last = 0  # the end of what is shown, in that of the video
     for packet in container.demux():
         stamp = packet.pts if packet.pts is not None else packet.dts
         if not packet.size or stamp is None:
             continue
         number, end = packet.stream_index, stamp + (packet.duration or 0)
         ends[number] = max(ends.get(number, end), end)
-        if number == shown and not packet.is_discard:
+        if number == stream.index and not packet.is_discard:
             stamps.append(stamp)
             last = max(last, end)
             if packet.is_keyframe:
@@ -354,7 +351,7 @@ def _look_through(container: Any, stream: Any, raw: bytes | str | PathLike[str])
     if not stamps:
         raise Undecodable("no frames", "there is a stream of pictures without any")
     seconds = max(float(end * container.streams[number].time_base) for number, end in ends.items())
-    _check_end(container, stream, raw, max(seconds, 0.0), len(stamps))
+    _check_end(container, stream, raw, seconds, len(stamps))
     stamps.sort()
     origin = stamps[0]
     last = max(last, stamps[-1] + _usual_gap(stamps, stream))
