@@ -18,38 +18,51 @@ SECONDS, RATE, WIDTH = 0.8, 8000, 64
 
 
 @cache
-def seen_and_heard(
-    split: str, length: int, seed: int, side: int, misaligned: float = 0.0, apart: bool = False
-) -> Listed:
-    """Clips of one frame that show one object, and its sound.
+def seen_and_heard(split: str, length: int, seed: int, side: int, misaligned: float = 0.0) -> Listed:
+    """Clips of one frame that show one object, its sound, and a caption of what is seen.
 
     Args:
         side: of the frame.
         misaligned: share of clips that have the text of another, and of those that have the sound of another, drawn
             apart; `misaligned` of a sample says whether it is among either.
-        apart: the sound is another scene's, and half of the caption's words are of what is seen, `red before grey`,
-            the other half of what is heard, `a low hum`; else the caption says what is seen.
     """
     world = ClipSource(split, length=length, frames=1, size=side, seed=seed)
     draws, places = np.random.default_rng(seed), np.arange(length)
     sounds, texts = (np.where(draws.random(length) < misaligned, draws.permutation(length), places) for _ in range(2))
-    if apart:
-        sounds = np.roll(places, length // 2)
+    samples = []
+    for place, sound, text in zip(places.tolist(), sounds.tolist(), texts.tolist(), strict=True):
+        told = world.scene(text)
+        words = f"a {told.things[0].colour} {told.things[0].shape} before a {told.background} background"
+        sample = _sample(world, place, sound, words)
+        samples.append(sample | {"misaligned": sound != place or text != place})
+    return Listed(samples)
+
+
+@cache
+def seen_or_heard(split: str, length: int, seed: int, side: int) -> Listed:
+    """Clips of one frame of one scene with the sound of another: half of the caption's words are of what is seen,
+    `red before grey`, the other half of what is heard, `a low hum`.
+
+    Args:
+        side: of the frame.
+    """
+    world = ClipSource(split, length=length, frames=1, size=side, seed=seed)
     samples = []
     for place in range(length):
-        heard, told = world.scene(int(sounds[place])), world.scene(int(texts[place]))
-        thing, sounding = told.things[0], heard.things[0]
-        words = f"{thing.colour} before {told.background}, a {PITCHES[sounding.size]} {TIMBRES[sounding.shape]}"
-        samples.append(
-            {
-                "__key__": str(place),
-                "mp4": world.clip(place).pixels,
-                "wav": Sound(heard, SECONDS, RATE).wav(),
-                "txt": words if apart else f"a {thing.colour} {thing.shape} before a {told.background} background",
-                "misaligned": bool(sounds[place] != place or texts[place] != place),
-            }
-        )
+        sound = (place - length // 2) % length
+        scene, heard = world.scene(place), world.scene(sound).things[0]
+        words = f"{scene.things[0].colour} before {scene.background}, a {PITCHES[heard.size]} {TIMBRES[heard.shape]}"
+        samples.append(_sample(world, place, sound, words))
     return Listed(samples)
+
+
+def _sample(world: ClipSource, place: int, sound: int, words: str) -> dict[str, Any]:
+    return {
+        "__key__": str(place),
+        "mp4": world.clip(place).pixels,
+        "wav": Sound(world.scene(sound), SECONDS, RATE).wav(),
+        "txt": words,
+    }
 
 
 def small_towers(side: int) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from collimate_video import CoAVT
 from collimate_video.coavt.method import OBJECTIVES
 
 from .experiment import Listed, compare, train, whole_words
-from .seen_and_heard import WIDTH, seen_and_heard, small_towers
+from .seen_and_heard import WIDTH, seen_or_heard, small_towers
 
 SIDE, CLIPS, STEPS, BATCH, LR = 32, 6000, 600, 48, 3e-3
 SEEDS = range(3)
@@ -38,7 +38,7 @@ GIVEN = {"both": "audiovisual", "sound": "audio", "picture": "video"}
 
 @cache
 def tokenizer() -> HuggingFaceTokenizer:
-    return whole_words([sample["txt"] for sample in seen_and_heard("test", 400, 0, SIDE, apart=True).samples], 12)
+    return whole_words([sample["txt"] for sample in seen_or_heard("test", 400, 0, SIDE).samples], 12)
 
 
 def build(bimodal: bool) -> CoAVT:
@@ -70,9 +70,9 @@ def build(bimodal: bool) -> CoAVT:
 
 def arm(seed: int, bimodal: bool = True, both: bool = True) -> dict[str, float]:
     off = {} if both else dict.fromkeys((f"audiovisual_{name}" for name in OBJECTIVES), 0.0)
-    seen = seen_and_heard("train", CLIPS, seed, SIDE, apart=True)
+    seen = seen_or_heard("train", CLIPS, seed, SIDE)
     method = train(partial(build, bimodal), seen, seed, STEPS, BATCH, LR, clip=5.0, loss_weights=off)
-    return quality(method, different(seen_and_heard("test", 400, seed, SIDE, apart=True), 200))
+    return quality(method, different(seen_or_heard("test", 400, seed, SIDE), 200))
 
 
 def different(clips: Listed, count: int) -> Listed:
